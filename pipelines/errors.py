@@ -1,0 +1,21 @@
+"""What can go wrong in a pipeline, named by what the caller must do about it."""
+
+
+class PipelineError(Exception):
+    """The root of everything a pipeline raises on purpose."""
+
+
+class CancelledError(PipelineError):
+    """The caller asked to stop; raised at a step boundary, and no image comes."""
+
+
+class OutOfMemoryError(PipelineError):
+    """The device had too little memory for this request; the next one may fit."""
+
+
+class DeviceLostError(PipelineError):
+    """The device answers nothing more in this process: end it and start a new one."""
+
+
+class ModelNotFoundError(PipelineError):
+    """The model folder cannot be loaded; the message names every missing piece."""

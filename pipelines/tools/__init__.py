@@ -1,0 +1,1 @@
+"""What the command line runs as `python -m pipelines.tools.X`, because it needs torch."""

@@ -1,0 +1,298 @@
+"""Writes a very small FLUX.2 with random weights, in the folder layout diffusers loads.
+
+Every number that code depends on is the real model's: channels, compression, hidden states,
+image patches, token roles. Widths and depths are not. Needs no network. Nothing else in the
+project knows that this model is small.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import safetensors.torch
+import tokenizers
+import torch
+import transformers
+from diffusers.pipelines.flux2.system_messages import (
+    SYSTEM_MESSAGE,
+    SYSTEM_MESSAGE_UPSAMPLING_I2I,
+    SYSTEM_MESSAGE_UPSAMPLING_T2I,
+)
+
+from pipelines.compat import declare_torchvision_operators
+
+MANIFEST_NAME = "demo_model.json"
+"""Lists every other file with its size in bytes. Its presence means that the folder is whole."""
+
+TURBO_LORA_PATH = Path("flash") / "flux.2-turbo-lora.safetensors"
+"""Where the LoRA of the flash endpoints lies, relative to the model folder."""
+
+_FORMAT = 1  # counted up whenever the files change, so that an old demo model is not mistaken
+_TEXT_WIDTH = 32
+_IMAGE_PATCH_PIXELS, _IMAGE_PATCH_MERGE = 14, 2
+_TOKENIZER_TEXTS = (SYSTEM_MESSAGE, SYSTEM_MESSAGE_UPSAMPLING_T2I, SYSTEM_MESSAGE_UPSAMPLING_I2I)
+_LORA_RANK = 4  # the real file has 256
+# <unk> to [/INST], and [IMG], have the numbers that Mistral gives them.
+_SPECIAL_TOKENS = (
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+    *("<pad>", "[IMG_BREAK]", "[IMG_END]", "[IMG]"),
+)
+# Accepts what diffusers' `format_input` makes: content as a list of parts, and a turn of
+# images before a turn of text, both from the user.
+_CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+  {%- if content is string -%}{{ content }}{%- else -%}
+    {%- for part in content -%}{{ '[IMG]' if part.type == 'image' else part.text }}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- for message in messages -%}
+  {%- set text = render(message.content) -%}
+  {%- if message.role == 'system' -%}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]
+  {%- elif message.role == 'user' -%}[INST]{{ text }}[/INST]
+  {%- else -%}{{ text }}{{ eos_token }}{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def write_demo_model(folder: Path, seed: int = 0) -> None:
+    """Write the model to `folder`: a few megabytes, the same bytes for the same seed.
+
+    It appears there whole or not at all. A whole demo model of this seed is left as it is.
+    Raises `FileExistsError` if anything else is in the folder.
+    """
+    if has_demo_model(folder, seed):
+        return
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty and holds no demo model of this version")
+    declare_torchvision_operators()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        # An inner folder, because the outer one is readable by its owner only.
+        unfinished = Path(scratch) / folder.name
+        unfinished.mkdir()
+        with torch.random.fork_rng(devices=[]):
+            _write_components(unfinished, seed)
+        manifest = json.dumps(_manifest(unfinished, seed), indent=2)
+        (unfinished / MANIFEST_NAME).write_text(manifest + "\n", encoding="utf-8")
+        unfinished.replace(folder)
+
+
+def has_demo_model(folder: Path, seed: int = 0) -> bool:
+    """Whether `folder` holds all that this version writes for `seed`, by names and sizes."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(manifest == _manifest(folder, seed))
+
+
+def _manifest(folder: Path, seed: int) -> dict[str, Any]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(paths)}
+    return {"format": _FORMAT, "seed": seed, "files": files}
+
+
+def _write_components(folder: Path, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    transformer = _build_transformer(random)
+    processor = _build_processor()
+    pipeline = diffusers.Flux2Pipeline(
+        scheduler=_build_scheduler(),
+        vae=_build_vae(random),
+        text_encoder=_build_text_encoder(len(processor.tokenizer), random),
+        tokenizer=processor,
+        transformer=transformer,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    lora = folder / TURBO_LORA_PATH
+    lora.parent.mkdir()
+    safetensors.torch.save_file(_build_turbo_lora(transformer, random), lora)
+    # safetensors keeps its files from other users; a server may well run as one.
+    mode = (folder / "model_index.json").stat().st_mode
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(mode)
+
+
+def _build_scheduler() -> Any:
+    """FLUX.2 [dev] ships the scheduler settings of FLUX.1 [dev]."""
+    return diffusers.FlowMatchEulerDiscreteScheduler(
+        shift=3.0,
+        use_dynamic_shifting=True,
+        time_shift_type="exponential",
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+
+
+def _build_transformer(random: torch.Generator) -> Any:
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=128,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=3 * _TEXT_WIDTH,
+        axes_dims_rope=(8, 8, 8, 8),
+    )
+    # Sharp attention, loud text, quiet latents: else 500 tokens that every prompt has in common
+    # drown the dozen that differ.
+    gains = {"attn.norm_": 2.5, "modulation": 2.0, "add_v_proj": 3.0, "x_embedder": 0.3}
+    _randomise(transformer, random, gains | {"guidance_embedder": 0.3})
+    return transformer
+
+
+def _build_vae(random: torch.Generator) -> Any:
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 16, 16), latent_channels=32, layers_per_block=1, norm_num_groups=4
+    )
+    _randomise(vae, random, {"decoder.conv_out": 0.7})  # few pixels beyond black and white
+    vae.bn.running_mean.normal_(0.0, 0.2, generator=random)
+    vae.bn.running_var.uniform_(0.5, 2.0, generator=random)
+    return vae
+
+
+def _build_text_encoder(vocab_size: int, random: torch.Generator) -> Any:
+    config = transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(
+            vocab_size=vocab_size,
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=2 * _TEXT_WIDTH,
+            num_hidden_layers=32,  # the pipeline reads 10, 20 and 30: none may be the last
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=4096,
+            sliding_window=None,
+            tie_word_embeddings=False,
+            bos_token_id=_SPECIAL_TOKENS.index("<s>"),
+            eos_token_id=_SPECIAL_TOKENS.index("</s>"),
+            pad_token_id=_SPECIAL_TOKENS.index("<pad>"),
+        ),
+        vision_config=transformers.PixtralVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=1540,
+            patch_size=_IMAGE_PATCH_PIXELS,
+        ),
+        image_token_index=_SPECIAL_TOKENS.index("[IMG]"),
+        spatial_merge_size=_IMAGE_PATCH_MERGE,
+        tie_word_embeddings=False,
+    )
+    text_encoder = transformers.Mistral3ForConditionalGeneration(config)
+    _randomise(text_encoder, random, {})
+    return text_encoder
+
+
+def _build_processor() -> Any:
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_train_tokenizer(),
+        **roles,
+        padding_side="left",
+        truncation_side="right",
+        model_max_length=131072,
+        clean_up_tokenization_spaces=False,
+    )
+    return transformers.PixtralProcessor(
+        image_processor=transformers.PixtralImageProcessor(
+            patch_size=_IMAGE_PATCH_PIXELS, size={"longest_edge": 1540}
+        ),
+        tokenizer=tokenizer,
+        patch_size=_IMAGE_PATCH_PIXELS,
+        spatial_merge_size=_IMAGE_PATCH_MERGE,
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def _train_tokenizer() -> Any:
+    """Learn byte pairs from the texts that precede every prompt, so that these stay short.
+
+    Bytes alone would spend 190 of the 512 tokens on the system message.
+    """
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1024,
+        min_frequency=1,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(_SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TOKENIZER_TEXTS, trainer)
+    return tokenizer
+
+
+def _build_turbo_lora(
+    transformer: torch.nn.Module, random: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Draw a LoRA laid out like `flux.2-turbo-lora.safetensors` of fal/FLUX.2-dev-Turbo.
+
+    That file was not at hand, but public traces of it agree. It uses diffusers' names (Wan2GP
+    issue 1936), for 170 low-rank pairs (flux-2-swift-mlx pull request 15): in the real model the
+    blocks' attention layers are 160, and outside the blocks there are eleven layers. Without
+    `norm_out`, at rank 256 in bfloat16, that is to within 8 bytes of header the 2,760,814,872
+    bytes of its conversion Flux2TurboComfyv2; no other choice fits, nor is there room for
+    alphas. Its card loads it by `load_lora_weights`, which needs the prefix `transformer.`
+    before such names. diffusers issue 13484 is about a conversion in the same repository.
+    """
+    lora = {}
+    for name, module in transformer.named_modules():
+        is_left_out = name.startswith("norm_out") or ".ff." in name or ".ff_context." in name
+        if isinstance(module, torch.nn.Linear) and not is_left_out:
+            down = torch.randn(_LORA_RANK, module.in_features, generator=random)
+            up = torch.randn(module.out_features, _LORA_RANK, generator=random)
+            # Scaled so that the pair changes what a layer puts out by about a tenth.
+            down *= 0.1 * (module.in_features * _LORA_RANK) ** -0.5
+            lora[f"transformer.{name}.lora_A.weight"] = down.to(torch.bfloat16)
+            lora[f"transformer.{name}.lora_B.weight"] = up.to(torch.bfloat16)
+    return lora
+
+
+@torch.no_grad()
+def _randomise(model: torch.nn.Module, random: torch.Generator, gains: Mapping[str, float]) -> None:
+    """Draw weights that keep signals at about their size, times the gain of their name's part."""
+    for name, parameter in sorted(model.named_parameters()):
+        gain = math.prod(value for part, value in gains.items() if part in name)
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5, generator=random)
+        elif name.endswith("bias"):
+            parameter.normal_(0.0, 0.1, generator=random)
+        else:
+            parameter.fill_(gain)  # the scale of a norm
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a very small FLUX.2. Exits with 2 if something else is in its place."""
+    parser = argparse.ArgumentParser(prog="demo-model", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="where to write it; must be empty or new")
+    parser.add_argument("--seed", type=int, default=0, help="draws other weights")
+    options = parser.parse_args(arguments)
+    folder, seed = options.folder, options.seed
+    transformers.logging.disable_progress_bar()  # in this process only, which ends here
+    was_there = has_demo_model(folder, seed)
+    try:
+        write_demo_model(folder, seed)
+    except FileExistsError as error:
+        print(f"demo-model: {error}", file=sys.stderr)
+        return 2
+    size_bytes = sum(_manifest(folder, seed)["files"].values())
+    did = "was already" if was_there else "is now"
+    print(f"the demo model {did} in {folder} ({size_bytes / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The plain values that go into a pipeline and come out of it. No torch here.
+
+The gateway builds these and sends them to the runner, so everything but the image itself is
+made of numbers, strings and paths.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+SIZE_MULTIPLE_PIXELS = 16
+"""One FLUX.2 token covers 16x16 pixels: the VAE reduces 8 times, the 2x2 patches twice more."""
+
+MAX_SEED = 2**63 - 1
+"""The largest seed `torch.Generator.manual_seed` takes as a signed 64-bit integer."""
+
+
+class Acceleration(StrEnum):
+    """fal's levels: how much exactness a request gives up for speed."""
+
+    NONE = "none"
+    REGULAR = "regular"
+    HIGH = "high"
+
+
+class Stage(StrEnum):
+    """The parts of one generation, in order."""
+
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSettings:
+    """How to make an image: what the endpoint and its input map onto.
+
+    `sigmas` replaces the default noise schedule, before the resolution shift; its length must
+    be `num_inference_steps`. `acceleration` none is exact; what the other levels and the
+    switches below it do is decided by the pipeline that is loaded.
+    """
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    acceleration: Acceleration = Acceleration.NONE
+    sigmas: tuple[float, ...] | None = None
+    expand_prompt: bool = False
+    check_safety: bool = True
+    safety_tolerance: int | None = None
+    flash: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One request: `num_images` images of one prompt, image i drawn from `seed + i`.
+
+    `reference_images` are paths of trusted RGB files, already decoded and checked.
+    """
+
+    request_id: str
+    prompt: str
+    seed: int
+    num_images: int
+    settings: GenerationSettings
+    reference_images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Progress: `step` of `steps` of this stage is done, for image `image_index`.
+
+    Stages other than denoise have one step; encode serves all images and is told for index 0.
+    """
+
+    stage: Stage
+    image_index: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent on one image; `encode_seconds` is zero for all but the first."""
+
+    encode_seconds: float
+    denoise_seconds: float
+    decode_seconds: float
+
+    @property
+    def total_seconds(self) -> float:
+        """The whole way from prompt to pixels."""
+        return self.encode_seconds + self.denoise_seconds + self.decode_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedImage:
+    """One finished image, before the safety check and before it is encoded to a file."""
+
+    index: int
+    seed: int
+    image: Image.Image
+    timings: Timings
+
+
+OnStep = Callable[[Step], None]
+IsCancelled = Callable[[], bool]
+
+
+class Pipeline(Protocol):
+    """A loaded model."""
+
+    def generate(
+        self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
+    ) -> Iterator[GeneratedImage]:
+        """Yield the images of `request` one by one, in order.
+
+        `on_step` is called as work gets done, `is_cancelled` is asked before every step.
+        Raises `CancelledError` at the next step once it says yes, `OutOfMemoryError` when this
+        request does not fit, `DeviceLostError` when the process is past saving.
+        """
+        ...
+
+
+def floor_to_multiple(pixels: int) -> int:
+    """The largest size the model can draw that is not above `pixels`: a multiple of 16."""
+    return pixels // SIZE_MULTIPLE_PIXELS * SIZE_MULTIPLE_PIXELS

@@ -1,0 +1,1 @@
+"""The gateway: fal-compatible routes, the durable queue, and the runners it supervises."""

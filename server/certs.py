@@ -1,0 +1,292 @@
+"""A private certificate authority for this box, and the certificate it serves TLS with.
+
+fal's Python client speaks only https, and whoever maps fal's host names to the box needs a
+certificate in those names: no public authority would sign either. Nothing here uses the network.
+"""
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from server.errors import ConfigurationError
+from server.machine import machine_names, normalise_name
+
+__all__ = ["FAL_HOSTS", "TlsFiles", "ensure_certificates", "machine_names"]
+
+FAL_HOSTS = (
+    "fal.run",
+    "queue.fal.run",
+    "ws.fal.run",
+    "rest.fal.ai",
+    "rest.alpha.fal.ai",
+    "v3.fal.media",
+    "v3b.fal.media",
+    "fal.media",
+    "falrun.com",
+    "queue.falrun.com",
+)
+"""Every host name that fal's clients have built in, for boxes that DNS or a hosts file maps."""
+
+BACKDATE = timedelta(days=1)
+"""How far before now a certificate begins, for clients whose clock is slow."""
+
+CA_VALIDITY = timedelta(days=3650)
+LEAF_VALIDITY = timedelta(days=395)
+"""With the backdating 396 days: Apple's systems refuse server certificates above 398."""
+
+RENEW_BEFORE = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where the PEM files lie: `certificate_path` holds the server's certificate, then the CA's."""
+
+    ca_path: Path
+    certificate_path: Path
+    key_path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Authority:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def ensure_certificates(
+    folder: Path, extra_names: Sequence[str] = (), now: datetime | None = None
+) -> TlsFiles:
+    """Make or renew what is missing or due in `folder`, and say where the files are.
+
+    The CA stays until it has expired, because clients have it installed. The server's
+    certificate is issued anew within 30 days of its end, or when it lacks a name of this machine
+    or of `extra_names` (DNS names or IP addresses), which later calls remember. `now` must have a
+    time zone. Raises `ConfigurationError` for a name that is neither, for a CA that cannot be
+    read, and when a certificate is due but the CA's key has been taken away.
+    """
+    now = now or datetime.now(UTC)
+    extra = [normalise_name(name) for name in extra_names]
+    files = TlsFiles(folder / "ca.pem", folder / "server.pem", folder / "server-key.pem")
+    with _locked(folder):
+        remembered = _remember(folder / "extra-names.txt", extra)
+        names = _subject_names([*machine_names(), *FAL_HOSTS, *remembered])
+        ca = _load_ca(files.ca_path)
+        if ca is None or now >= ca.not_valid_after_utc:
+            authority = _make_ca(now)
+            _write(folder / "ca-key.pem", _key_pem(authority.key), 0o600)
+            _write(files.ca_path, _pem([authority.certificate]), 0o644)
+            ca = authority.certificate
+        if not _is_current(files, ca, names, now):
+            key = ec.generate_private_key(ec.SECP256R1())
+            leaf = _make_leaf(_load_authority(folder, ca), key, names, now)
+            # Key first: a crash between the two leaves a pair that does not match, which the
+            # next start notices, as it does for the CA, whose certificate is missing then.
+            _write(files.key_path, _key_pem(key), 0o600)
+            _write(files.certificate_path, _pem([leaf, ca]), 0o644)
+    return files
+
+
+def _subject_names(names: Iterable[str]) -> list[x509.GeneralName]:
+    """Turn normalised names into what certificates hold, each once."""
+    found: list[x509.GeneralName] = []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(x509.IPAddress(ipaddress.ip_address(name)))
+        except ValueError:
+            found.append(x509.DNSName(name))
+    return found
+
+
+def _make_ca(now: datetime) -> _Authority:
+    """Make a CA that can sign server certificates and nothing else.
+
+    It carries no name constraints, although clients are asked to trust it. A list of permitted
+    names would have to hold every name and address this box will ever have, or a move to another
+    network would mean a new CA on every client; and several verifiers ignore constraints on a
+    root. What limits a stolen key instead: it makes server certificates only (extended key
+    usage), no further CAs (path length), and clients are told to trust it for one program
+    (`SSL_CERT_FILE`), not in the system's store.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    # A different name for each CA: stores find issuers by name, and one client may trust two boxes.
+    label = f"flux2-serve {socket.gethostname()[:32]} {secrets.token_hex(4)}"
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, label)])
+    usage = _key_usage(digital_signature=False, certificate_signing=True)
+    certificate = (
+        _builder(subject, subject, key.public_key(), now, now + CA_VALIDITY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return _Authority(certificate, key)
+
+
+def _make_leaf(
+    ca: _Authority,
+    key: ec.EllipticCurvePrivateKey,
+    names: Iterable[x509.GeneralName],
+    now: datetime,
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "flux2-serve")])
+    end = min(now + LEAF_VALIDITY, ca.certificate.not_valid_after_utc)
+    issuer_key = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    authority_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key.value)
+    usage = _key_usage(digital_signature=True, certificate_signing=False)
+    return (
+        _builder(subject, ca.certificate.subject, key.public_key(), now, end)
+        .add_extension(authority_id, critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(ca.key, hashes.SHA256())
+    )
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    end: datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _key_usage(*, digital_signature: bool, certificate_signing: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=certificate_signing,
+        crl_sign=certificate_signing,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _is_current(
+    files: TlsFiles, ca: x509.Certificate, names: Iterable[x509.GeneralName], now: datetime
+) -> bool:
+    """Whether the server's certificate can stay.
+
+    Its start is not looked at: on a box whose clock went back, a certificate made by that clock
+    would have ended once the clock is right again, while the one that is there is fine.
+    """
+    try:
+        leaf, issuer = x509.load_pem_x509_certificates(files.certificate_path.read_bytes())
+        key = serialization.load_pem_private_key(files.key_path.read_bytes(), None)
+        leaf.verify_directly_issued_by(ca)
+        held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return False
+    return (
+        issuer == ca
+        and key.public_key() == leaf.public_key()
+        and leaf.not_valid_after_utc - now > RENEW_BEFORE
+        and set(names) <= set(held)
+    )
+
+
+def _load_ca(path: Path) -> x509.Certificate | None:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{path} is not a certificate; restore it, or remove it to start a new CA"
+        ) from error
+
+
+def _load_authority(folder: Path, ca: x509.Certificate) -> _Authority:
+    """Load the CA's key. A missing one is no reason for a new CA: it may be kept elsewhere."""
+    path = folder / "ca-key.pem"
+    key = None
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
+        raise ConfigurationError(
+            f"the server's certificate must be renewed, but {path} does not hold the key of "
+            "ca.pem; restore it, or remove ca.pem to start a new CA that clients must install"
+        )
+    return _Authority(ca, key)
+
+
+def _remember(path: Path, names: Sequence[str]) -> list[str]:
+    """Add `names` to those in the file, one on a line, and return all of them.
+
+    Without this, the renewal at some later start would forget what the operator asked for once.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    known = [normalise_name(name) for name in text.split()]  # a hand may have edited it
+    all_names = list(dict.fromkeys([*known, *names]))
+    if all_names != known:
+        _write(path, "".join(f"{name}\n" for name in all_names).encode(), 0o600)
+    return all_names
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process, such as `flux2-serve certs` beside a starting server, out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+        for key in folder.glob("*-key.pem"):
+            key.chmod(0o600)  # as they may not be after a restored backup
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Replace the file in one step; no moment has a key that others can read."""
+    spare = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        spare.chmod(mode)  # whatever the umask took away
+        spare.replace(path)
+    finally:
+        spare.unlink(missing_ok=True)
+
+
+def _pem(certificates: Iterable[x509.Certificate]) -> bytes:
+    return b"".join(item.public_bytes(serialization.Encoding.PEM) for item in certificates)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

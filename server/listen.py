@@ -1,0 +1,111 @@
+"""Sockets, TLS and signals around the app: what `flux2-serve serve` does."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Coroutine, Generator
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from server.certs import TlsFiles
+from server.errors import ConfigurationError
+from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+BACKLOG = 2048
+CLOSE_SECONDS = 5
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves the signals to us: two of them share one process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Capture nothing."""
+        yield
+
+
+async def serve(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> None:
+    """Serve the app over HTTP and, with `tls`, HTTPS, until SIGINT or SIGTERM.
+
+    Prints one line for each port once it is open. The first signal lets the running image
+    finish (`drain_seconds`), the second one does not. Raises `ConfigurationError` when a port
+    cannot be had.
+    """
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+
+    with contextlib.ExitStack() as sockets:
+        doors = [(_make_server(app, None), _bind(settings.host, settings.port), "http")]
+        sockets.enter_context(doors[0][1])
+        if tls:
+            bound = sockets.enter_context(_bind(settings.host, settings.tls_port or 0))
+            doors.append((_make_server(app, tls), bound, "https"))
+        # The lifespan is ours to run: it spans both servers, and outlives their last answer.
+        async with app.router.lifespan_context(app):
+            running = []
+            for server, bound, scheme in doors:
+                running.append(asyncio.create_task(server.serve(sockets=[bound])))
+                print(f"listening on {_url(scheme, bound)}", flush=True)  # noqa: T201
+            await _first_of(stop.wait(), *running)
+            log.info("stopping")
+            await _first_of(app.state.drain(settings.drain_seconds), hurry.wait())
+            await app.state.drain(0)
+            for server, _, _ in doors:
+                server.should_exit = True
+            await asyncio.gather(*running)
+
+
+async def _first_of(*waited: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
+    """Return when the first is done; cancel those that were not tasks already."""
+    tasks = [
+        item if isinstance(item, asyncio.Task) else asyncio.create_task(item) for item in waited
+    ]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task, item in zip(tasks, waited, strict=True):
+        if task is not item:
+            task.cancel()
+
+
+def _make_server(app: FastAPI, tls: TlsFiles | None) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+            ssl_certfile=tls.certificate_path if tls else None,
+            ssl_keyfile=tls.key_path if tls else None,
+        )
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return bound
+
+
+def _url(scheme: str, bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,0 +1,112 @@
+"""From what the runner made, or what went wrong, to the outcome that the result route replays."""
+
+import base64
+import json
+import uuid
+from collections.abc import Sequence
+
+from server.catalogue import Endpoint, Order
+from server.errors import FalError, RequestError
+from server.files import URL_PREFIX, FileStore
+from server.jobs import Outcome, StoredFile
+from server.runners.local import Generated
+from server.runners.messages import Image
+from server.schemas import ImageFile, OutputFormat
+
+
+def cancelled_error() -> RequestError:
+    """Make fal's answer for a request that its caller cancelled."""
+    return RequestError(499, "Request was cancelled", "client_cancelled")
+
+
+def error_outcome(error: FalError, keep_seconds: float, logs: str = "[]") -> Outcome:
+    """Make the outcome of a request that failed."""
+    return Outcome(
+        http_status=error.status,
+        body=json.dumps(error.body),
+        keep_seconds=keep_seconds,
+        error_type=error.error_type,
+        logs=logs,
+    )
+
+
+def build_outcome(
+    endpoint: Endpoint,
+    order: Order,
+    generated: Generated,
+    files: FileStore,
+    *,
+    origin: str,
+    keep_seconds: float,
+) -> Outcome:
+    """Store the images and make the answer of the endpoint's own output model.
+
+    With `sync_mode` the images are data URIs inside the answer and no file is written. Raises
+    OSError when the disk refuses a file; those written before are deleted again.
+    """
+    if generated.done is None:
+        raise ValueError("the request is not done")
+    images = sorted(generated.images, key=lambda pair: pair[0].index)
+    stored: list[StoredFile] = []
+    try:
+        entries = [
+            _inline(image, data, order.output_format)
+            if order.sync_mode
+            else _store(image, data, order.output_format, files, origin, stored)
+            for image, data in images
+        ]
+    except OSError:
+        delete_files(stored, files)
+        raise
+    answer = endpoint.output.model_validate(
+        {
+            "images": entries,
+            "timings": generated.done.timings,
+            "seed": order.seed,
+            "has_nsfw_concepts": [image.has_nsfw_concept for image, _ in images],
+            "prompt": generated.done.prompt,
+        }
+    )
+    return Outcome(
+        http_status=200,
+        body=json.dumps(answer.model_dump()),
+        keep_seconds=keep_seconds,
+        inference_seconds=generated.done.timings["inference"],
+        files=tuple(stored),
+    )
+
+
+def delete_files(stored: Sequence[StoredFile], files: FileStore) -> None:
+    """Delete the files of an outcome that was not committed."""
+    for file in stored:
+        files.delete(file.name)
+
+
+def _store(
+    image: Image,
+    data: bytes,
+    output_format: OutputFormat,
+    files: FileStore,
+    origin: str,
+    stored: list[StoredFile],
+) -> ImageFile:
+    name = files.write(data, output_format.value)
+    stored.append(StoredFile(name=name, content_type=image.content_type, size_bytes=len(data)))
+    return _describe(image, len(data), url=f"{origin}{URL_PREFIX}{name}", name=name)
+
+
+def _inline(image: Image, data: bytes, output_format: OutputFormat) -> ImageFile:
+    name = f"{uuid.uuid4().hex}.{output_format.value}"
+    url = f"data:{image.content_type};base64,{base64.b64encode(data).decode('ascii')}"
+    return _describe(image, len(data), url=url, name=name)
+
+
+def _describe(image: Image, size_bytes: int, *, url: str, name: str) -> ImageFile:
+    return ImageFile(
+        url=url,
+        content_type=image.content_type,
+        file_name=name,
+        file_size=size_bytes,
+        width=image.width,
+        height=image.height,
+    )

@@ -1,0 +1,241 @@
+"""A runner as a child process of the gateway, seen from the gateway."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import structlog
+
+from pipelines.types import GenerationRequest
+from server.runners.messages import (
+    FROM_RUNNER,
+    LENGTHS,
+    Cancel,
+    Done,
+    Failed,
+    FromRunner,
+    Image,
+    Load,
+    LoadFailed,
+    Progress,
+    Ready,
+    Run,
+    to_runner,
+)
+from server.schemas import OutputFormat
+from server.settings import ENV_PREFIX
+
+log = structlog.get_logger(__name__)
+
+KILL_AFTER_SECONDS = 5.0
+RUNNER_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Threads that spin while they wait starve the gateway where both share a few cores.
+    "OMP_WAIT_POLICY": "passive",
+    # Reference images of varying sizes fragment the allocator otherwise.
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+"""Set before the child imports anything: the hub libraries read these at import."""
+
+
+class RunnerState(StrEnum):
+    """What the gateway knows of its runner."""
+
+    STOPPED = "stopped"
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+
+
+class RunnerDiedError(Exception):
+    """The child ended while it was needed; the message says how."""
+
+
+class RunnerLoadError(Exception):
+    """The child could not load its pipeline; the message says why."""
+
+
+class GenerationFailedError(Exception):
+    """The runner is well, but this request came to nothing."""
+
+    def __init__(self, failure: Failed) -> None:
+        super().__init__(failure.detail)
+        self.reason = failure.reason
+
+
+@dataclass(slots=True)
+class Generated:
+    """Everything that came back for one request: images with their bytes, then the summary."""
+
+    done: Done | None = None
+    images: list[tuple[Image, bytes]] = field(default_factory=list)
+
+
+class LocalRunner:
+    """Starts, feeds, cancels and stops one child process. One request at a time."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self.state = RunnerState.STOPPED
+        self.problem: str | None = None
+        self.description: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, or None when there is none."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the child and wait until its pipeline is loaded.
+
+        Raises `RunnerLoadError` or `RunnerDiedError`; there is no child then.
+        """
+        self.state = RunnerState.LOADING
+        try:
+            await self._spawn()
+            await self._send(self._load)
+            message, _ = await self._receive()
+            if isinstance(message, LoadFailed):
+                raise RunnerLoadError(message.reason)
+            if not isinstance(message, Ready):
+                raise RunnerDiedError(f"the runner answered {message.kind} to load")
+        except (RunnerLoadError, RunnerDiedError) as error:
+            self.problem = str(error)
+            await self.stop()
+            raise
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        self.problem = None
+        self.description = message.description
+        self.state = RunnerState.IDLE
+        log.info(
+            "runner ready",
+            pid=self.pid,
+            load_seconds=message.load_seconds,
+            pipeline=message.description,
+        )
+
+    async def wait_died(self) -> None:
+        """Return when the idle child ends; safe to cancel."""
+        if self._process:
+            await self._process.wait()
+
+    async def run(
+        self,
+        request: GenerationRequest,
+        output_format: OutputFormat,
+        on_progress: Callable[[Progress], None],
+    ) -> Generated:
+        """Make the images of a request.
+
+        Raises `GenerationFailedError` when only the request failed, `RunnerDiedError` when the
+        child did: it is gone then, and `start` makes a new one.
+        """
+        self.state = RunnerState.BUSY
+        try:
+            await self._send(Run(request=request, output_format=output_format))
+            generated = Generated()
+            while generated.done is None:
+                message, payload = await self._receive()
+                if isinstance(message, Progress):
+                    on_progress(message)
+                elif isinstance(message, Image):
+                    generated.images.append((message, payload))
+                elif isinstance(message, Done):
+                    generated.done = message
+                elif isinstance(message, Failed):
+                    raise GenerationFailedError(message)
+        except RunnerDiedError as error:
+            self.problem = str(error)
+            await self.stop()
+            raise
+        finally:
+            if self.state is RunnerState.BUSY:
+                self.state = RunnerState.IDLE
+        return generated
+
+    async def cancel(self, request_id: str) -> None:
+        """Ask the child to stop this request at its next step; nothing happens if it is over."""
+        with contextlib.suppress(RunnerDiedError):
+            await self._send(Cancel(request_id=request_id))
+
+    async def stop(self) -> None:
+        """End the child: it ends by itself when the socket closes, or else it is killed."""
+        self.state = RunnerState.STOPPED
+        if self._writer:
+            self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
+        if self._process:
+            try:
+                await asyncio.wait_for(self._process.wait(), KILL_AFTER_SECONDS)
+            except TimeoutError:
+                os.kill(self._process.pid, signal.SIGKILL)
+                await self._process.wait()
+        self._process = self._reader = self._writer = None
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Our own variables reach the child as its first message, and the API key not at all.
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)
+        }
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # a folder named `server` where the operator stands must not shadow ours
+                "-m",
+                "server.runners.runner_main",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**inherited, **RUNNER_ENVIRONMENT},
+                # Its own session: Ctrl-C in the terminal is the gateway's to handle.
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+
+    async def _send(self, message: Load | Run | Cancel) -> None:
+        if self._writer is None:
+            raise RunnerDiedError("the runner is not running")
+        try:
+            self._writer.write(to_runner(message))
+            await self._writer.drain()
+        except OSError:
+            raise RunnerDiedError(await self._describe_end()) from None
+
+    async def _receive(self) -> tuple[FromRunner, bytes]:
+        if self._reader is None:
+            raise RunnerDiedError("the runner is not running")
+        try:
+            lengths = await self._reader.readexactly(LENGTHS.size)
+            header_bytes, payload_bytes = LENGTHS.unpack(lengths)
+            header = await self._reader.readexactly(header_bytes)
+            payload = await self._reader.readexactly(payload_bytes)
+        except (asyncio.IncompleteReadError, OSError):
+            raise RunnerDiedError(await self._describe_end()) from None
+        return FROM_RUNNER.validate_json(header), payload
+
+    async def _describe_end(self) -> str:
+        if self._process is None:
+            return "the runner is not running"
+        try:
+            code = await asyncio.wait_for(self._process.wait(), KILL_AFTER_SECONDS)
+        except TimeoutError:
+            return "the runner hung up without ending"
+        if code < 0:
+            return f"the runner was killed by {signal.Signals(-code).name}"
+        return f"the runner ended with code {code}"

@@ -1,0 +1,131 @@
+"""What gateway and runner say to each other, and how it is framed.
+
+A frame is two big-endian lengths, a JSON header, and raw bytes (empty but for images):
+`>II`, header, payload. JSON because a runner's death in mid-sentence must never run code here.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from pipelines.types import GenerationRequest, Stage
+from server.schemas import OutputFormat
+
+LENGTHS = struct.Struct(">II")
+
+FailureReason = Literal["cancelled", "out_of_memory", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Gateway to runner, once, first: make a pipeline. Paths and names are the operator's."""
+
+    pipeline_factory: str
+    model: Path | None
+    device: str
+    dtype: str
+    log_level: str = "info"
+    kind: Literal["load"] = "load"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Gateway to runner: make the images of this request."""
+
+    request: GenerationRequest
+    output_format: OutputFormat
+    kind: Literal["run"] = "run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Gateway to runner: stop this request at its next step, if it is the one that runs."""
+
+    request_id: str
+    kind: Literal["cancel"] = "cancel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Runner to gateway: the pipeline is loaded; `description` is for people."""
+
+    description: str
+    load_seconds: float
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailed:
+    """Runner to gateway, its last word: why there is no pipeline."""
+
+    reason: str
+    kind: Literal["load_failed"] = "load_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Runner to gateway: `step` of `steps` of a stage of image `image_index` is done."""
+
+    request_id: str
+    stage: Stage
+    image_index: int
+    step: int
+    steps: int
+    kind: Literal["progress"] = "progress"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """Runner to gateway: one finished image; the frame's payload holds the file's bytes."""
+
+    request_id: str
+    index: int
+    content_type: str
+    width: int
+    height: int
+    has_nsfw_concept: bool
+    kind: Literal["image"] = "image"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Runner to gateway: all images of the request were sent; `timings` holds seconds."""
+
+    request_id: str
+    prompt: str
+    timings: dict[str, float]
+    kind: Literal["done"] = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Runner to gateway: the request failed, the runner is well. `detail` stays in our logs."""
+
+    request_id: str
+    reason: FailureReason
+    detail: str
+    kind: Literal["failed"] = "failed"
+
+
+ToRunner = Annotated[Load | Run | Cancel, Field(discriminator="kind")]
+FromRunner = Annotated[
+    Ready | LoadFailed | Progress | Image | Done | Failed, Field(discriminator="kind")
+]
+
+TO_RUNNER: TypeAdapter[ToRunner] = TypeAdapter(ToRunner)
+FROM_RUNNER: TypeAdapter[FromRunner] = TypeAdapter(FromRunner)
+
+
+def to_runner(message: ToRunner) -> bytes:
+    """Frame a message of the gateway."""
+    header = TO_RUNNER.dump_json(message)
+    return LENGTHS.pack(len(header), 0) + header
+
+
+def from_runner(message: FromRunner, payload: bytes = b"") -> bytes:
+    """Frame a message of a runner."""
+    header = FROM_RUNNER.dump_json(message)
+    return LENGTHS.pack(len(header), len(payload)) + header + payload

@@ -1,0 +1,166 @@
+"""Every limit, path and switch of the server, in one frozen object.
+
+Sources, weakest first: a TOML file, `FLUX2_*` environment variables, command line flags.
+This is the only module that reads the environment.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from server.errors import ConfigurationError
+
+ENV_PREFIX = "FLUX2_"
+CONFIG_VARIABLE = "FLUX2_CONFIG"
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """One server's settings. Each field is also `FLUX2_<NAME>` and a key of the TOML file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_parse_none_str="none",
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+    )
+
+    model: Path | None = Field(None, description="The diffusers folder of the model.")
+    data_dir: Path = Field(Path("data"), description="Queue, files, certificates and caches.")
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 picks a free one.")
+    tls_port: int | None = Field(
+        8443, ge=0, le=65535, description="HTTPS port; 0 picks a free one, `none` switches it off."
+    )
+    public_url: str | None = Field(
+        None,
+        description="Origin for the URLs in answers, such as https://images.example; "
+        "by default the one that the caller used.",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="When set, callers must send it as `Authorization: Key ...`."
+    )
+    device: str = Field("auto", description="`cuda`, `cuda:1`, `cpu`, or `auto`.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Number format of the weights: bfloat16 on CUDA, float32 on the CPU."
+    )
+    safety: Literal["required", "optional", "off"] = Field(
+        "required", description="Whether images must pass the safety checker."
+    )
+    pipeline_factory: str = Field(
+        "pipelines.loading:load_pipeline",
+        description="Import path of what makes a pipeline. For tests that inject faults.",
+    )
+    body_limit_bytes: int = Field(64 * MIB, gt=0, description="Largest request body.")
+    reference_limit_bytes: int = Field(
+        10 * MIB, gt=0, description="Largest reference image in a data URI, decoded."
+    )
+    reference_limit_pixels: int = Field(
+        25_000_000, gt=0, description="Most pixels of one reference image."
+    )
+    result_seconds: float = Field(
+        7 * 24 * 3600, gt=0, description="How long results and their files are kept."
+    )
+    sync_result_seconds: float = Field(
+        360, gt=0, description="How long the result of a `sync_mode` request is kept."
+    )
+    sweep_seconds: float = Field(10, gt=0, description="Time between sweeps for expired results.")
+    drain_seconds: float = Field(
+        30, ge=0, description="How long a stop waits for the image that is being made."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
+
+    @field_validator("tls_port", mode="before")
+    @classmethod
+    def _none_switches_tls_off(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator("public_url")
+    @classmethod
+    def _origin_has_no_slash(cls, value: str | None) -> str | None:
+        return value.rstrip("/") if value else None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  (the names are pydantic-settings')
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values as given: `load_settings` does the merging, so that tests can go without."""
+        return (init_settings,)
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Merge the TOML file, the environment and the flags (None means not given).
+
+    Raises `ConfigurationError`, which lists every mistake with its place and, for an unknown
+    key, the nearest known one.
+    """
+    environ = os.environ if environ is None else environ
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    config_file = given.pop("config", None) or environ.get(CONFIG_VARIABLE)
+    from_file = _read_toml(Path(config_file)) if config_file else {}
+    in_environ = [
+        name.removeprefix(ENV_PREFIX).lower()
+        for name in environ
+        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE
+    ]
+    mistakes = [
+        *_unknown_keys(from_file, f"{config_file}: ", str),
+        *_unknown_keys(in_environ, "", lambda key: ENV_PREFIX + key.upper()),
+    ]
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
+    try:
+        return Settings(**{**from_file, **_read_environment(environ), **given})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise ConfigurationError("\n".join(lines)) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {key.lower(): value for key, value in environ.items()}
+    return source()
+
+
+def _unknown_keys(keys: Iterable[str], prefix: str, spell: Any) -> list[str]:
+    known = list(Settings.model_fields)
+    mistakes = []
+    for key in keys:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        mistakes.append(f"{prefix}unknown setting {spell(key)}; did you mean {spell(near[0])}?")
+    return mistakes

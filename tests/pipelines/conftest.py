@@ -1,0 +1,51 @@
+"""The tiny checkpoint, loaded once by us and once by plain diffusers."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipelines.compat import declare_torchvision_operators
+
+# Before any test file imports diffusers, as `load_pipeline` does.
+declare_torchvision_operators()
+
+from pipelines.flux2 import Flux2  # noqa: E402
+from pipelines.loading import load_pipeline  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def flux2(demo_model: Path) -> Flux2:
+    """Return our pipeline over the tiny checkpoint, on the CPU in float32."""
+    options = SimpleNamespace(model=demo_model, device="cpu", dtype="auto")
+    pipeline, _ = load_pipeline(options)
+    assert isinstance(pipeline, Flux2)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def oracle(demo_model: Path, flux2: Flux2) -> Any:  # noqa: ARG001  (loading prepares imports)
+    """Return diffusers' own pipeline over the same checkpoint, loaded as anybody would."""
+    from diffusers import Flux2Pipeline
+
+    pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Return three reference images of different shapes, the last one above the area limit."""
+    folder = tmp_path_factory.mktemp("references")
+    paths = []
+    for index, (size, colour) in enumerate(
+        [((160, 128), "crimson"), ((210, 305), "teal"), ((1300, 900), "gold")]
+    ):
+        picture = Image.effect_noise(size, 60).convert("RGB")
+        picture.paste(colour, (20, 20, size[0] // 2, size[1] // 2))
+        path = folder / f"{index}.png"
+        picture.save(path)
+        paths.append(path)
+    return tuple(paths)

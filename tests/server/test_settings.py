@@ -1,0 +1,88 @@
+"""Settings: three sources, one frozen object, and mistakes that name their cure."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.errors import ConfigurationError
+from server.settings import Settings, load_settings
+
+
+def test_defaults_need_nothing() -> None:
+    """Without any source every setting has its documented default."""
+    settings = load_settings({}, {})
+    assert (settings.host, settings.port, settings.tls_port) == ("127.0.0.1", 8000, 8443)
+    assert settings.safety == "required"
+    assert settings.sync_result_seconds == 360
+
+
+def test_flags_beat_environment_beats_file(tmp_path: Path) -> None:
+    """The stronger source wins, key by key; a flag that was not given is none."""
+    config = tmp_path / "flux2.toml"
+    config.write_text('port = 1\nhost = "file"\nmodel = "/from/file"\ndtype = "float32"\n')
+    environ = {"FLUX2_CONFIG": str(config), "FLUX2_HOST": "env", "FLUX2_PORT": "2", "PATH": "x"}
+    settings = load_settings({"port": 3, "data_dir": None}, environ)
+    assert (settings.port, settings.host, settings.dtype) == (3, "env", "float32")
+    assert settings.model == Path("/from/file")
+    assert settings.data_dir == Path("data")
+
+
+def test_a_config_flag_beats_the_variable(tmp_path: Path) -> None:
+    """The file itself may be named by a flag too."""
+    for name, port in (("a.toml", 11), ("b.toml", 12)):
+        (tmp_path / name).write_text(f"port = {port}\n")
+    environ = {"FLUX2_CONFIG": str(tmp_path / "a.toml")}
+    assert load_settings({"config": tmp_path / "b.toml"}, environ).port == 12
+
+
+@pytest.mark.parametrize(
+    ("environ", "toml", "expected"),
+    [
+        ({"FLUX2_MODLE": "x"}, "", "unknown setting FLUX2_MODLE; did you mean FLUX2_MODEL?"),
+        ({}, "tls_prot = 1", "unknown setting tls_prot; did you mean tls_port?"),
+        ({"FLUX2_PORT": "http"}, "", "port: "),
+        ({"FLUX2_PORT": "65536"}, "", "port: Input should be less than or equal to 65535"),
+        ({"FLUX2_SAFETY": "maybe"}, "", "safety: "),
+        ({}, "port = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(
+    tmp_path: Path, environ: dict[str, str], toml: str, expected: str
+) -> None:
+    """Every mistake is an error with its place, and an unknown key names the nearest known."""
+    config = tmp_path / "flux2.toml"
+    config.write_text(toml)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({"config": config}, environ)
+    assert expected in str(caught.value)
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
+    """A config file that was asked for must be there."""
+    with pytest.raises(ConfigurationError, match="none.toml: cannot be read"):
+        load_settings({"config": tmp_path / "none.toml"}, {})
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NONE"])
+def test_none_switches_tls_off(word: str) -> None:
+    """`none` means no HTTPS port, by flag and by variable."""
+    assert load_settings({"tls_port": word}, {}).tls_port is None
+    assert load_settings({}, {"FLUX2_TLS_PORT": word}).tls_port is None
+
+
+def test_settings_are_frozen_and_hide_the_key() -> None:
+    """Nobody changes a setting later, and printing them does not show the key."""
+    settings = load_settings({}, {"FLUX2_API_KEY": "id:secret"})
+    with pytest.raises(ValidationError):
+        settings.port = 1  # type: ignore[misc]
+    assert "id:secret" not in repr(settings)
+
+
+def test_the_environment_of_the_process_is_read_only_when_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Settings made directly, as tests do, do not look around."""
+    monkeypatch.setenv("FLUX2_PORT", "4444")
+    assert Settings().port == 8000
+    assert load_settings().port == 4444
