@@ -198,15 +198,14 @@ def _is_current(
     would have ended once the clock is right again, while the one that is there is fine.
     """
     try:
-        leaf, issuer = x509.load_pem_x509_certificates(files.certificate_path.read_bytes())
+        leaf = x509.load_pem_x509_certificate(files.certificate_path.read_bytes())
         key = serialization.load_pem_private_key(files.key_path.read_bytes(), None)
         leaf.verify_directly_issued_by(ca)
         held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
     return (
-        issuer == ca
-        and key.public_key() == leaf.public_key()
+        key.public_key() == leaf.public_key()
         and leaf.not_valid_after_utc - now > RENEW_BEFORE
         and set(names) <= set(held)
     )

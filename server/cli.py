@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,6 +17,8 @@ from server.listen import serve as serve_app
 from server.settings import Settings, load_settings
 from server.store import StoreLockedError
 from server.telemetry import configure_logging
+
+WILDCARD_HOSTS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 
 app = typer.Typer(
     help="FLUX.2 on your own GPU box behind fal.ai's API.",
@@ -49,9 +52,9 @@ def serve(
     configure_logging(settings.log_level)
     try:
         application = create_app(settings)
-        tls = _certificates(settings) if settings.tls_port is not None else None
-        _print_start(tls)
-        asyncio.run(serve_app(application, settings, tls))
+        make_tls = partial(_certificates, settings) if settings.tls_port is not None else None
+        _print_start(make_tls() if make_tls else None)
+        asyncio.run(serve_app(application, settings, make_tls))
     except (ConfigurationError, StoreLockedError) as error:
         _fail(str(error))
 
@@ -75,7 +78,10 @@ def certs(
 ) -> None:
     """Make the certificate authority and the server's certificate, or renew what is due."""
     settings = _load(data_dir=data_dir, config=config)
-    files = ensure_certificates(settings.data_dir / "tls", name or ())
+    try:
+        files = _certificates(settings, *(name or ()))
+    except ConfigurationError as error:
+        _fail(str(error))
     typer.echo(f"CA (give this to clients): {files.ca_path}")
     typer.echo(f"certificate: {files.certificate_path}")
 
@@ -108,15 +114,19 @@ def _load(**flags: Any) -> Settings:
         _fail(str(error))
 
 
-def _certificates(settings: Settings) -> TlsFiles:
-    return ensure_certificates(settings.data_dir / "tls")
+def _certificates(settings: Settings, *further_names: str) -> TlsFiles:
+    """Make or renew the certificates, also in the name that the server listens on."""
+    names = [*settings.tls_names, *further_names]
+    if settings.host not in WILDCARD_HOSTS:
+        names.append(settings.host)
+    return ensure_certificates(settings.data_dir / "tls", names)
 
 
 def _default_client_host(settings: Settings) -> str:
     """Name this box as others see it when it listens to others, else as localhost."""
     if settings.host in ("127.0.0.1", "::1", "localhost"):
         return "localhost"
-    if settings.host in ("0.0.0.0", "::"):  # noqa: S104  (compared with, not bound to)
+    if settings.host in WILDCARD_HOSTS:
         return machine_names()[0]
     return settings.host
 

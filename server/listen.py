@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import structlog
@@ -29,9 +29,25 @@ class _Server(uvicorn.Server):
         """Capture nothing."""
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close idle connections at once, then wait for the busy ones as uvicorn does.
 
-async def serve(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> None:
-    """Serve the app over HTTP and, with `tls`, HTTPS, until SIGINT or SIGTERM.
+        An idle TLS client that is not reading would otherwise keep a farewell handshake open
+        until the time-out.
+        """
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+            transport = connection.transport
+            if transport and transport.is_closing() and not transport.get_write_buffer_size():
+                transport.abort()
+        await super().shutdown(sockets)
+
+
+async def serve(app: FastAPI, settings: Settings, make_tls: Callable[[], TlsFiles] | None) -> None:
+    """Serve the app over HTTP and, with `make_tls`, HTTPS, until SIGINT or SIGTERM.
+
+    `make_tls` gives a valid certificate; it is asked again every day, so that a server that runs
+    for years renews in time.
 
     Prints one line for each port once it is open. The first signal lets the running image
     finish (`drain_seconds`), the second one does not. Raises `ConfigurationError` when a port
@@ -49,9 +65,12 @@ async def serve(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> None:
     with contextlib.ExitStack() as sockets:
         doors = [(_make_server(app, None), _bind(settings.host, settings.port), "http")]
         sockets.enter_context(doors[0][1])
-        if tls:
+        renewing = None
+        if make_tls:
             bound = sockets.enter_context(_bind(settings.host, settings.tls_port or 0))
-            doors.append((_make_server(app, tls), bound, "https"))
+            secure = _make_server(app, make_tls())
+            doors.append((secure, bound, "https"))
+            renewing = asyncio.create_task(keep_certificate(secure.config, make_tls))
         # The lifespan is ours to run: it spans both servers, and outlives their last answer.
         async with app.router.lifespan_context(app):
             running = []
@@ -65,6 +84,22 @@ async def serve(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> None:
             for server, _, _ in doors:
                 server.should_exit = True
             await asyncio.gather(*running)
+        if renewing:
+            renewing.cancel()
+
+
+async def keep_certificate(
+    config: uvicorn.Config, make_tls: Callable[[], TlsFiles], every_seconds: float = 86_400
+) -> None:
+    """Give new connections the certificate that `make_tls` returns, once a day; never returns."""
+    while True:
+        await asyncio.sleep(every_seconds)
+        try:
+            tls = await asyncio.to_thread(make_tls)
+            if config.ssl:
+                config.ssl.load_cert_chain(tls.certificate_path, tls.key_path)
+        except (OSError, ConfigurationError):
+            log.exception("the certificate could not be renewed")
 
 
 async def _first_of(*waited: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:

@@ -9,12 +9,13 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -43,6 +44,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 picks a free one.")
     tls_port: int | None = Field(
         8443, ge=0, le=65535, description="HTTPS port; 0 picks a free one, `none` switches it off."
+    )
+    tls_names: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Further host names and addresses for the certificate, separated by commas; "
+        "this machine's own and fal's are always in it.",
     )
     public_url: str | None = Field(
         None,
@@ -88,6 +94,13 @@ class Settings(BaseSettings):
     @classmethod
     def _none_switches_tls_off(cls, value: Any) -> Any:
         return None if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator("tls_names", mode="before")
+    @classmethod
+    def _names_are_separated_by_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
 
     @field_validator("public_url")
     @classmethod

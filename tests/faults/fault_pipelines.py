@@ -4,6 +4,7 @@ A runner is told to use one by `pipeline_factory="fault_pipelines:NAME"`, with t
 PYTHONPATH. What a request does is chosen by its prompt.
 """
 
+import json
 import os
 import signal
 import threading
@@ -82,3 +83,8 @@ def missing(_options: Any) -> tuple[FaultPipeline, str]:
 def stillborn(_options: Any) -> tuple[FaultPipeline, str]:
     """End the process while loading."""
     os._exit(9)
+
+
+def describe_environment(_options: Any) -> tuple[FaultPipeline, str]:
+    """Load at once, and describe the environment the runner was started with."""
+    return FaultPipeline(), json.dumps(dict(os.environ))

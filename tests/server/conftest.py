@@ -1,11 +1,14 @@
 """Settings over a fresh data folder, and runners that need no model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.settings import Settings
+
+MakeSettings = Callable[..., Settings]
 
 FAULTS = Path(__file__).parent.parent / "faults"
 
@@ -17,19 +20,27 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Return settings whose runner uses the instant fault pipeline."""
+def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSettings:
+    """Return a function that makes settings over a fresh data folder.
+
+    Its arguments replace single fields. Runners use the instant fault pipeline.
+    """
     monkeypatch.setenv("PYTHONPATH", str(FAULTS))
-    return make_settings(tmp_path)
+
+    def make(**changes: Any) -> Settings:
+        values: dict[str, Any] = {
+            "data_dir": tmp_path / "data",
+            "model": tmp_path,
+            "safety": "off",
+            "pipeline_factory": "fault_pipelines:instant",
+            "drain_seconds": 5,
+        }
+        return Settings(**{**values, **changes})
+
+    return make
 
 
-def make_settings(data_dir: Path, **changes: Any) -> Settings:
-    """Make settings over `data_dir`; `changes` replace single fields."""
-    values: dict[str, Any] = {
-        "data_dir": data_dir / "data",
-        "model": data_dir,
-        "safety": "off",
-        "pipeline_factory": "fault_pipelines:instant",
-        "drain_seconds": 5,
-    }
-    return Settings(**{**values, **changes})
+@pytest.fixture
+def settings(make_settings: MakeSettings) -> Settings:
+    """Return settings without any changes."""
+    return make_settings()

@@ -227,6 +227,15 @@ def test_broken_leaf_is_issued_anew(folder: Path, tmp_path: Path, broken: str, h
     assert files.ca_path.read_bytes() == ca
 
 
+def test_new_authority_means_a_new_leaf(folder: Path) -> None:
+    """Removing ca.pem is how an operator starts afresh; the old leaf would be refused by all."""
+    before = ensure_certificates(folder).ca_path.read_bytes()
+    (folder / "ca.pem").unlink()
+    files = ensure_certificates(folder)
+    assert files.ca_path.read_bytes() != before
+    shake_hands(files, "localhost")
+
+
 def test_authority_key_may_be_kept_elsewhere(folder: Path, tmp_path: Path) -> None:
     """Without it the server starts; when a renewal is due, the message says what is missing."""
     ensure_certificates(folder, now=NOW)

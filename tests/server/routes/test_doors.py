@@ -1,0 +1,163 @@
+"""Doors: by prefix, by host, by target URL, always to the same canonical path."""
+
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.routes.doors import Door, DoorMiddleware
+
+pytestmark = pytest.mark.anyio
+
+
+async def enter(
+    path: str,
+    headers: dict[str, str] | None = None,
+    *,
+    scheme: str = "http",
+    query: bytes = b"",
+    public_url: str | None = None,
+) -> tuple[Scope | None, list[dict[str, Any]]]:
+    """Send a request through the middleware; return what the app saw and what went out."""
+    seen: list[Scope] = []
+    sent: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await Response("ok")(scope, receive, send)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": scheme,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query,
+        "headers": [
+            (name.encode(), value.encode())
+            for name, value in {"host": "box:8443", **(headers or {})}.items()
+        ],
+    }
+    await DoorMiddleware(app, public_url)(scope, receive, send)
+    return (seen[0] if seen else None), sent
+
+
+QUEUE = "https://queue.fal.run"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("/fal-ai/flux-2", {}, "/fal-ai/flux-2"),
+        ("//fal-ai/flux-2/", {}, "/fal-ai/flux-2"),
+        ("/run/fal-ai/flux-2", {}, "/fal-ai/flux-2"),
+        ("/queue/fal-ai/flux-2", {}, "/queue/fal-ai/flux-2"),
+        ("/fal-ai/flux-2", {"host": "queue.fal.run"}, "/queue/fal-ai/flux-2"),
+        ("/fal-ai/flux-2", {"host": "QUEUE.localhost:8443"}, "/queue/fal-ai/flux-2"),
+        ("/queue/fal-ai/flux-2", {"host": "queue.fal.run"}, "/queue/fal-ai/flux-2"),
+        ("/files/x.png", {"host": "queue.fal.run"}, "/files/x.png"),
+        ("/health/live", {"host": "queue.fal.run"}, "/health/live"),
+        ("/fal-ai/flux-2", {"host": "fal.run"}, "/fal-ai/flux-2"),
+        ("/api/fal/proxy", {"x-fal-target-url": f"{QUEUE}/a/b"}, "/queue/a/b"),
+        ("/api/fal/proxy/", {"x-fal-target-url": "https://fal.run/a/b/"}, "/a/b"),
+        # Only the proxy's own path is one: elsewhere the header means nothing.
+        ("/fal-ai/flux-2", {"x-fal-target-url": f"{QUEUE}/a/b"}, "/fal-ai/flux-2"),
+    ],
+)
+async def test_every_door_leads_to_one_path(
+    path: str, headers: dict[str, str], expected: str
+) -> None:
+    """Prefix, host and target URL select the queue; slashes too many do no harm."""
+    scope, _ = await enter(path, headers)
+    assert scope is not None
+    assert scope["path"] == expected
+
+
+async def test_the_target_s_query_is_used() -> None:
+    """What the client appended to the target URL arrives as the request's own query."""
+    headers = {"x-fal-target-url": f"{QUEUE}/a/b/requests/1/status?logs=1"}
+    scope, _ = await enter("/api/fal/proxy", headers, query=b"ignored=1")
+    assert scope is not None
+    assert scope["query_string"] == b"logs=1"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        None,
+        "",
+        "https://example.com/x",
+        "https://fal.run.example.com/x",
+        "https://notfal.run/x",
+        "http://[",
+        "queue.fal.run/x",
+    ],
+)
+async def test_other_targets_are_refused(target: str | None) -> None:
+    """The proxy path is no proxy: only fal's own URLs mean anything here."""
+    headers = {} if target is None else {"x-fal-target-url": target}
+    scope, sent = await enter("/api/fal/proxy", headers)
+    assert scope is None
+    assert sent[0]["status"] == 400
+    assert b"x-fal-request-id" in dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "scheme", "public_url", "expected"),
+    [
+        ({}, "https", None, Door("https://box:8443", "https://box:8443/queue")),
+        (
+            {"host": "queue.fal.run"},
+            "https",
+            None,
+            Door("https://queue.fal.run", "https://queue.fal.run"),
+        ),
+        (
+            {"host": "queue.fal.run"},
+            "http",
+            "https://images.example",
+            Door("https://images.example", "https://images.example/queue"),
+        ),
+    ],
+)
+async def test_answers_use_the_caller_s_own_door(
+    headers: dict[str, str], scheme: str, public_url: str | None, expected: Door
+) -> None:
+    """URLs in answers have the scheme and host the caller used, unless the operator set them."""
+    scope, _ = await enter("/a/b", headers, scheme=scheme, public_url=public_url)
+    assert scope is not None
+    assert scope["state"]["door"] == expected
+
+
+async def test_every_answer_has_a_request_id() -> None:
+    """An answer without an id of its own gets a fresh one."""
+    ids = set()
+    for _ in range(2):
+        _, sent = await enter("/a/b")
+        ids.add(dict(sent[0]["headers"])[b"x-fal-request-id"])
+    assert len(ids) == 2
+
+
+async def test_other_protocols_pass_untouched() -> None:
+    """Lifespan and websocket scopes are none of its business."""
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append(scope)
+
+    async def receive() -> dict[str, Any]:
+        return {}
+
+    async def send(_message: Any) -> None:
+        return None
+
+    scope = {"type": "lifespan"}
+    await DoorMiddleware(app)(scope, receive, send)
+    assert seen[0] is scope

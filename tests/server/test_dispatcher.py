@@ -1,0 +1,288 @@
+"""The dispatcher with a real runner process: every claimed job ends with one outcome."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.dispatcher import Dispatcher
+from server.errors import UnknownRequestError
+from server.events import Events
+from server.files import FileStore
+from server.inputs import InputPreparer
+from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome
+from server.runners.local import LocalRunner, RunnerState
+from server.runners.messages import Load
+from server.settings import Settings
+from server.store import Store
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 60
+
+
+class Box:
+    """A store and a dispatcher with its runner: the server without HTTP."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.data_dir)
+        self.files = FileStore(settings.data_dir / "files")
+        self.events = Events()
+        inputs = InputPreparer(settings, self.files)
+        self.runner = LocalRunner(
+            Load(
+                pipeline_factory=settings.pipeline_factory,
+                model=settings.model,
+                device="cpu",
+                dtype="auto",
+            )
+        )
+        self.dispatcher = Dispatcher(
+            settings, self.store, self.files, inputs, self.events, self.runner
+        )
+
+    async def submit(self, request_id: str, prompt: str, **fields: Any) -> None:
+        """Put a request into the queue and wake the dispatcher."""
+        body = {"prompt": prompt, "image_size": "square", "seed": 1, **fields}
+        await self.store.insert(
+            Job(
+                request_id=request_id,
+                endpoint_id="fal-ai/flux-2",
+                origin="http://box",
+                input=json.dumps(body),
+                created_at=0.0,
+            )
+        )
+        self.dispatcher.wake()
+
+    async def wait(self, request_id: str, seen: Callable[[Job], bool]) -> Job:
+        """Wait until the job looks as `seen` wants it."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            with self.events.watch(request_id) as changed:
+                while True:
+                    changed.clear()
+                    job = await self.store.get(request_id)
+                    assert job is not None
+                    if seen(job):
+                        return job
+                    await changed.wait()
+
+    async def outcome(self, request_id: str) -> Outcome:
+        """Wait for the job's outcome."""
+        job = await self.wait(request_id, lambda job: job.outcome is not None)
+        assert job.outcome is not None
+        return job.outcome
+
+    async def running(self, request_id: str) -> None:
+        """Wait until the job's pipeline takes steps."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            with self.events.watch(request_id) as changed:
+                while not any("step" in line.message for line in self.events.read_log(request_id)):
+                    changed.clear()
+                    await changed.wait()
+
+
+@pytest.fixture
+async def box(settings: Settings) -> AsyncIterator[Box]:
+    """Return a working box on the instant fault pipeline."""
+    box = Box(settings)
+    await box.store.open()
+    box.dispatcher.start()
+    yield box
+    await box.dispatcher.stop(0)
+    await box.store.close()
+
+
+async def test_a_job_becomes_files_and_an_answer(box: Box) -> None:
+    """Images are on disk before the row says so, and the answer points at them."""
+    await box.submit("one", "plain", num_images=2)
+    outcome = await box.outcome("one")
+    assert outcome.http_status == 200
+    answer = json.loads(outcome.body)
+    assert {file.name for file in outcome.files} == {
+        image["file_name"] for image in answer["images"]
+    }
+    for image in answer["images"]:
+        path = box.files.find(image["file_name"])
+        assert path is not None
+        assert path.stat().st_size == image["file_size"]
+        assert image["url"] == f"http://box/files/{image['file_name']}"
+    messages = [line["message"] for line in json.loads(outcome.logs)]
+    assert messages[0] == "Started on a fault pipeline."
+    assert messages[-1] == "Image 2 of 2: decoded."
+    assert box.events.read_log("one") == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "status", "body"),
+    [
+        (
+            "oom",
+            503,
+            {"detail": "CUDA error: out of memory", "error_type": "runner_server_error"},
+        ),
+        (
+            "error",
+            500,
+            {"detail": "Internal Server Error", "error_type": "runner_server_error"},
+        ),
+    ],
+)
+async def test_a_failure_is_the_job_s_alone(
+    box: Box, prompt: str, status: int, body: dict[str, str]
+) -> None:
+    """A failed request is told without our internals, and the same runner makes the next image."""
+    await box.submit("bad", prompt)
+    await box.submit("good", "plain")
+    bad = await box.outcome("bad")
+    pid = box.runner.pid
+    assert (bad.http_status, json.loads(bad.body)) == (status, body)
+    assert (await box.outcome("good")).http_status == 200
+    assert box.runner.pid == pid
+
+
+async def test_bad_input_never_reaches_the_runner(box: Box) -> None:
+    """Validation is the job's own: the outcome is fal's 422."""
+    await box.submit("bad", "plain", num_images=9)
+    outcome = await box.outcome("bad")
+    assert outcome.http_status == 422
+    (item,) = json.loads(outcome.body)["detail"]
+    assert (item["type"], item["loc"]) == ("less_than_equal", ["body", "num_images"])
+    assert outcome.error_type is None
+
+
+@pytest.mark.parametrize("prompt", ["die", "lost"])
+async def test_a_job_that_kills_its_runner_is_failed_at_the_third_death(
+    box: Box, prompt: str
+) -> None:
+    """A poison job gets three runners and no fourth, and the job behind it is made."""
+    await box.submit("poison", prompt)
+    await box.submit("good", "plain")
+    outcome = await box.outcome("poison")
+    assert outcome.http_status == 503
+    assert outcome.error_type == "runner_disconnected"
+    job = await box.store.get("poison")
+    assert job is not None
+    assert job.attempts == 3
+    assert (await box.outcome("good")).http_status == 200
+
+
+async def test_a_job_survives_the_death_of_its_runner(box: Box, tmp_path: Path) -> None:
+    """Killed in mid-step, the runner is replaced and the job made again, once."""
+    gate = tmp_path / "gate"
+    await box.submit("one", f"hold {gate}")
+    await box.running("one")
+    assert box.runner.pid is not None
+    os.kill(box.runner.pid, signal.SIGKILL)
+    await box.wait("one", lambda job: job.runner_deaths == 1)
+    gate.touch()
+    assert (await box.outcome("one")).http_status == 200
+    job = await box.store.get("one")
+    assert job is not None
+    assert (job.attempts, job.runner_deaths) == (2, 1)
+
+
+async def test_an_idle_runner_that_dies_is_replaced(box: Box) -> None:
+    """The next request finds a new runner, and costs no attempt."""
+    await box.submit("one", "plain")
+    await box.outcome("one")
+    pid = box.runner.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await box.submit("two", "plain")
+    assert (await box.outcome("two")).http_status == 200
+    assert box.runner.pid not in (pid, None)
+
+
+async def test_cancel_in_the_queue_and_while_running(box: Box) -> None:
+    """A queued job leaves at once, a running one at its next step, a finished one not at all."""
+    await box.submit("running", "hold")
+    await box.submit("queued", "plain")
+    await box.running("running")
+    queued = await box.dispatcher.cancel("queued")
+    assert queued.status is JobStatus.COMPLETED
+    asked = await box.dispatcher.cancel("running")
+    assert asked.status is JobStatus.IN_PROGRESS
+    for request_id in ("queued", "running"):
+        outcome = await box.outcome(request_id)
+        assert outcome.http_status == 499
+        assert outcome.error_type == "client_cancelled"
+        with pytest.raises(IllegalTransitionError):
+            await box.dispatcher.cancel(request_id)
+    with pytest.raises(UnknownRequestError):
+        await box.dispatcher.cancel("nobody")
+
+
+async def test_a_cancelled_job_is_not_tried_again(box: Box) -> None:
+    """When the runner dies while a cancel is on its way, the cancel counts."""
+    await box.submit("one", "hold")
+    await box.running("one")
+    assert box.runner.pid is not None
+    os.kill(box.runner.pid, signal.SIGSTOP)
+    await box.dispatcher.cancel("one")
+    os.kill(box.runner.pid, signal.SIGKILL)
+    outcome = await box.outcome("one")
+    assert (outcome.http_status, outcome.error_type) == (499, "client_cancelled")
+
+
+async def test_stopping_puts_the_running_job_back(box: Box) -> None:
+    """A stop that does not wait requeues the job without a charge and ends the runner."""
+    await box.submit("one", "hold")
+    await box.running("one")
+    before = box.dispatcher.problem
+    pid = box.runner.pid
+    assert pid is not None
+    await box.dispatcher.stop(0)
+    job = await box.store.get("one")
+    assert job is not None
+    assert (job.status, job.attempts) == (JobStatus.IN_QUEUE, 0)
+    assert box.runner.state is RunnerState.STOPPED
+    assert (before, box.dispatcher.problem) == (None, "draining: the server is stopping")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_stopping_waits_for_the_running_job(box: Box, tmp_path: Path) -> None:
+    """Within the drain time the running job is finished, and nothing more is claimed."""
+    gate = tmp_path / "gate"
+    await box.submit("one", f"hold {gate}")
+    await box.submit("two", "plain")
+    await box.running("one")
+    stopping = asyncio.create_task(box.dispatcher.stop(WAIT_SECONDS))
+    gate.touch()
+    await stopping
+    assert (await box.outcome("one")).http_status == 200
+    job = await box.store.get("two")
+    assert job is not None
+    assert job.status is JobStatus.IN_QUEUE
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("fault_pipelines:missing", "/models/flux2/vae/config.json: missing"),
+        ("fault_pipelines:stillborn", "the runner ended with code 9"),
+        ("fault_pipelines:no_such_name", "no_such_name"),
+    ],
+)
+async def test_a_model_that_cannot_load_is_told(
+    make_settings: Callable[..., Settings], factory: str, reason: str
+) -> None:
+    """The reason is there for the readiness probe, and the queue is kept."""
+    box = Box(make_settings(pipeline_factory=factory))
+    await box.store.open()
+    await box.submit("one", "plain")
+    with pytest.raises(Exception, match=reason):
+        await box.runner.start()
+    assert reason in (box.dispatcher.problem or "")
+    assert box.runner.pid is None
+    job = await box.store.get("one")
+    assert job is not None
+    assert job.status is JobStatus.IN_QUEUE
+    await box.store.close()

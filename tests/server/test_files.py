@@ -1,0 +1,104 @@
+"""Stored files: whole or absent, under our names only."""
+
+from pathlib import Path
+
+import pytest
+
+from server.files import FileStore, name_in_url
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> FileStore:
+    """Return a file store over a folder that does not exist yet."""
+    return FileStore(tmp_path / "files")
+
+
+def test_written_bytes_are_found(files: FileStore) -> None:
+    """A stored file is there with its bytes, under a new unguessable name each time."""
+    first, second = files.write(b"one", "png"), files.write(b"one", "png")
+    assert first != second
+    assert len(first) == 32 + len(".png")
+    path = files.find(first)
+    assert path is not None
+    assert path.read_bytes() == b"one"
+
+
+def test_delete_and_sweep(files: FileStore, tmp_path: Path) -> None:
+    """Deleted files are gone, twice is fine, and a sweep keeps only what is known."""
+    keep, drop, orphan = (files.write(b"x", "png") for _ in range(3))
+    (tmp_path / "files" / "ab").mkdir(exist_ok=True)
+    (tmp_path / "files" / "ab" / "left.part").write_bytes(b"half")
+    files.delete(drop)
+    files.delete(drop)
+    assert files.find(drop) is None
+    assert files.sweep({keep}) == 2
+    assert files.find(keep) is not None
+    assert files.find(orphan) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        "../../etc/passwd",
+        "..%2f..%2fetc%2fpasswd",
+        "a" * 32,
+        "A" * 32 + ".png",
+        "a" * 31 + "/.png",
+        "a" * 32 + ".png\n",
+        "a" * 32 + ".png\x00",
+        "/" + "a" * 32 + ".png",
+        "a" * 32 + ".",
+    ],
+)
+def test_names_that_are_not_ours_find_nothing(files: FileStore, name: str) -> None:
+    """Only names of our own making reach the disk at all."""
+    assert files.find(name) is None
+    files.delete(name)
+
+
+def test_a_symbolic_link_is_not_served(files: FileStore, tmp_path: Path) -> None:
+    """A link planted in the folder leads nowhere."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    name = files.write(b"x", "png")
+    path = files.find(name)
+    assert path is not None
+    path.unlink()
+    path.symlink_to(secret)
+    assert files.find(name) is None
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    files: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk refuses, the error comes out and no part of the file stays."""
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("server.files.os.fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        files.write(b"x", "png")
+    assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+
+
+NAME = "0123456789abcdef" * 2 + ".png"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (f"http://localhost:8000/files/{NAME}", NAME),
+        (f"https://v3b.fal.media/files/{NAME}?x=1#y", NAME),
+        (f"/files/{NAME}", NAME),
+        (f"https://box/files/b/{NAME}", None),
+        ("https://box/files/other.png", None),
+        ("https://example.com/a.png", None),
+        (f"https://box/download?u=/files/{NAME}", None),
+    ],
+)
+def test_name_in_url(url: str, expected: str | None) -> None:
+    """The path decides, whatever host the server is known by; query strings do not."""
+    assert name_in_url(url) == expected
