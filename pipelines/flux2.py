@@ -8,6 +8,7 @@ Shapes: B is always 1 (a batch gains nothing at this size, see docs/ARCHITECTURE
 latent channels, H and W the image's sides / 16, S = H * W image tokens, R reference tokens.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ class Flux2:
             )
             yield _on_device(image)
             encode_seconds = 0.0
+
+    def release_memory(self) -> None:
+        """Return cached blocks to the device. What failed must have let go of its tensors."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.no_grad()
     def encode(self, prompt: str, reference_images: Sequence[Path] = ()) -> Condition:

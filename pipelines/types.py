@@ -115,6 +115,10 @@ IsCancelled = Callable[[], bool]
 class Pipeline(Protocol):
     """A loaded model."""
 
+    def release_memory(self) -> None:
+        """Give back memory that is only cached, before a request is tried once more."""
+        ...
+
     def generate(
         self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
     ) -> Iterator[GeneratedImage]:

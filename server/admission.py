@@ -1,36 +1,100 @@
 """The one door into the queue."""
 
 import json
-import time
+import shutil
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from server.catalogue import Endpoint
-from server.jobs import Job
+from server.clock import Clock
+from server.errors import RequestError
+from server.jobs import Job, Priority
+from server.settings import Settings
 from server.store import Store
+
+RETRY_AFTER_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What a caller may ask of the queue beside the input; see `routes/wishes`."""
+
+    priority: Priority = Priority.NORMAL
+    start_seconds: float | None = None
+    no_retry: bool = False
+    keep_payload: bool = True
+    file_seconds: float | None = None
+    webhook_url: str | None = None
+    queue_limit: int | None = None
 
 
 class Admission:
     """Accepts requests: once `accept` returns, the job is kept until it is answered."""
 
-    def __init__(self, store: Store, on_accepted: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        on_accepted: Callable[[Job], None],
+    ) -> None:
+        self._settings = settings
         self._store = store
+        self._clock = clock
         self._on_accepted = on_accepted
 
-    async def accept(self, endpoint: Endpoint, body: Any, origin: str) -> Job:
+    async def accept(self, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes) -> Job:
         """Store a new job for this input, which is not validated here, and wake the dispatcher.
 
-        `origin` is the scheme, host and port under which the caller knows this server.
+        `origin` is the scheme, host and port under which the caller knows this server. Raises
+        `RequestError` 429 when the queue is too long and 503 when the disk is too full.
         """
-        job = Job(
-            request_id=str(uuid.uuid4()),
-            endpoint_id=endpoint.id,
-            origin=origin,
-            # ASCII, so that lone surrogates survive the way through UTF-8.
-            input=json.dumps(body, ensure_ascii=True),
-            created_at=time.time(),
+        self._check_depth(wishes.queue_limit)
+        if disk_problem(self._settings):
+            raise _refusal(503, "The server is low on disk space")
+        now = self._clock()
+        job = await self._store.insert(
+            Job(
+                request_id=str(uuid.uuid4()),
+                endpoint_id=endpoint.id,
+                origin=origin,
+                # ASCII, so that lone surrogates survive the way through UTF-8.
+                input=json.dumps(body, ensure_ascii=True),
+                created_at=now,
+                priority=wishes.priority,
+                start_by=now + wishes.start_seconds if wishes.start_seconds else None,
+                no_retry=wishes.no_retry,
+                keep_payload=wishes.keep_payload,
+                file_seconds=wishes.file_seconds,
+                webhook_url=wishes.webhook_url,
+            )
         )
-        await self._store.insert(job)
-        self._on_accepted()
+        self._on_accepted(job)
         return job
+
+    def _check_depth(self, asked_limit: int | None) -> None:
+        waiting = len(self._store.backlog)
+        if waiting >= self._settings.queue_limit:
+            raise _refusal(429, "The queue is full")
+        if asked_limit is not None and waiting > asked_limit:
+            raise _refusal(429, f"The queue is longer than {asked_limit}")
+
+
+def disk_problem(settings: Settings) -> str | None:
+    """Say that the disk is too full for new requests, or None.
+
+    The reserve is for those already accepted: their results and the changes of their state.
+    """
+    folder: Path = settings.data_dir
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes >= settings.disk_reserve_bytes:
+        return None
+    return f"disk: {free_bytes} bytes free, {settings.disk_reserve_bytes} wanted"
+
+
+def _refusal(status: int, detail: str) -> RequestError:
+    headers = {"retry-after": str(RETRY_AFTER_SECONDS), "x-fal-needs-retry": "1"}
+    return RequestError(status, detail, "queue_full" if status == 429 else None, headers)

@@ -1,7 +1,6 @@
 """The wiring: every part made once, in order, and handed to whoever needs it."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,19 +13,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.admission import Admission
+from server.clock import SteadyClock
 from server.dispatcher import Dispatcher
 from server.errors import ConfigurationError, FalError, RequestError
 from server.events import Events
 from server.files import FileStore
 from server.inputs import InputPreparer
+from server.jobs import Job
+from server.metrics import Metrics
 from server.routes import health, openapi, queue, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware
 from server.routes.doors import DoorMiddleware
-from server.runners.local import LocalRunner
+from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
 from server.settings import Settings
 from server.store import Store
+from server.upkeep import recover, sweep
+from server.worker import Parts
 
 log = structlog.get_logger(__name__)
 
@@ -50,17 +54,30 @@ def create_app(settings: Settings) -> FastAPI:
     files = FileStore(settings.data_dir / "files")
     inputs = InputPreparer(settings, files)
     events = Events()
-    runner = LocalRunner(
-        Load(
-            pipeline_factory=settings.pipeline_factory,
-            model=settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            log_level=settings.log_level,
+    clock = SteadyClock()
+    metrics = Metrics(clock, store.backlog)
+
+    def on_completed(job: Job) -> None:
+        metrics.completed(job)
+        log.info(
+            "completed",
+            request_id=job.request_id,
+            http_status=job.outcome.http_status if job.outcome else None,
+            inference_seconds=job.outcome.inference_seconds if job.outcome else None,
         )
+
+    parts = Parts(
+        settings=settings,
+        store=store,
+        files=files,
+        inputs=inputs,
+        events=events,
+        metrics=metrics,
+        clock=clock,
+        on_completed=on_completed,
     )
-    dispatcher = Dispatcher(settings, store, files, inputs, events, runner)
-    admission = Admission(store, dispatcher.wake)
+    dispatcher = Dispatcher(parts, [make_runner(settings, name) for name in settings.devices])
+    admission = Admission(settings, store, clock, dispatcher.on_accepted)
 
     async def drain(seconds: float) -> None:
         """Stop the work, and then the waiting for it; HTTP goes on. May be called again."""
@@ -71,9 +88,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await store.open()
         try:
-            await _recover(store, files, inputs)
-            dispatcher.start()
-            sweeper = asyncio.create_task(_sweep(settings, store, files), name="sweeper")
+            await recover(store, files, inputs, clock)
+            dispatcher.start(held=settings.start_mode == "hold")
+            sweeper = asyncio.create_task(
+                sweep(store, files, clock, settings.sweep_seconds), name="sweeper"
+            )
             try:
                 yield
             finally:
@@ -99,11 +118,20 @@ def create_app(settings: Settings) -> FastAPI:
         },
     )
     app.state.drain = drain
-    app.include_router(health.make_router(settings, store, dispatcher))
+    app.state.toggle_hold = dispatcher.toggle_hold
+    app.include_router(health.make_router(settings, store, dispatcher, metrics, clock))
     app.include_router(openapi.make_router())
-    app.include_router(storage.make_router(store, files))
+    app.include_router(storage.make_router(store, files, metrics))
     app.include_router(queue.QueueRoutes(store, admission, dispatcher, events).router)
-    app.include_router(run.make_router(store, admission, events))
+    app.include_router(
+        run.make_router(
+            store,
+            admission,
+            dispatcher,
+            events,
+            cancel_on_disconnect=settings.cancel_on_disconnect,
+        )
+    )
     # Last added is outermost: CORS, so that a browser can read refusals too.
     key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(AuthMiddleware, api_key=key)
@@ -116,6 +144,23 @@ def create_app(settings: Settings) -> FastAPI:
         expose_headers=EXPOSED_HEADERS,
     )
     return app
+
+
+def make_runner(settings: Settings, device: str) -> LocalRunner:
+    """Make the runner for one device; it starts when the dispatcher does."""
+    load = Load(
+        pipeline_factory=settings.pipeline_factory,
+        model=settings.model,
+        device=device,
+        dtype=settings.dtype,
+        log_level=settings.log_level,
+    )
+    limits = Limits(
+        load_seconds=settings.load_seconds,
+        stage_seconds=settings.stage_seconds,
+        step_seconds=settings.step_seconds,
+    )
+    return LocalRunner(load, limits)
 
 
 def check_settings(settings: Settings) -> None:
@@ -134,27 +179,6 @@ def check_settings(settings: Settings) -> None:
             "no model: set FLUX2_MODEL or --model to a FLUX.2 folder in the diffusers layout, "
             "or make a tiny one with `flux2-serve demo-model DIR`."
         )
-
-
-async def _recover(store: Store, files: FileStore, inputs: InputPreparer) -> None:
-    """Put the data folder in order after a stop of any kind, before any request is taken."""
-    requeued = await store.requeue_all_in_progress()
-    inputs.sweep()
-    orphans = await asyncio.to_thread(files.sweep, await store.all_file_names())
-    if requeued or orphans:
-        log.info("recovered", requeued_jobs=len(requeued), orphaned_files=orphans)
-
-
-async def _sweep(settings: Settings, store: Store, files: FileStore) -> None:
-    """Erase what is past its time, for as long as the server runs."""
-    while True:
-        try:
-            names = await store.erase_expired(time.time())
-            for name in names:
-                await asyncio.to_thread(files.delete, name)
-        except Exception:
-            log.exception("the sweep failed")
-        await asyncio.sleep(settings.sweep_seconds)
 
 
 async def _handle_http_error(_request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from server.client_env import client_env
 from server.errors import ConfigurationError
 from server.listen import serve as serve_app
 from server.settings import Settings, load_settings
-from server.store import StoreLockedError
+from server.store import StoreCorruptError, StoreLockedError
 from server.telemetry import configure_logging
 
 WILDCARD_HOSTS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
@@ -55,7 +55,7 @@ def serve(
         make_tls = partial(_certificates, settings) if settings.tls_port is not None else None
         _print_start(make_tls() if make_tls else None)
         asyncio.run(serve_app(application, settings, make_tls))
-    except (ConfigurationError, StoreLockedError) as error:
+    except (ConfigurationError, StoreLockedError, StoreCorruptError) as error:
         _fail(str(error))
 
 

@@ -1,263 +1,141 @@
-"""From the queue to the runner and back: claim, prepare, run, commit.
+"""The queue at work: the workers, what they share, and what happens to jobs beside them.
 
-One worker task for the runner. Every job it claims leaves it with an outcome or back in the
-queue, whatever fails on the way.
+A job that waits may be cancelled or miss its time to start; both end it without a runner.
 """
 
 import asyncio
 import contextlib
-import json
-import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from pipelines.types import GenerationRequest, Stage
 from server import jobs
-from server.catalogue import Order, find_endpoint
-from server.errors import FalError, RequestError, UnknownRequestError
-from server.events import Events
-from server.files import FileStore
-from server.inputs import InputPreparer
-from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome
-from server.results import build_outcome, cancelled_error, delete_files, error_outcome
-from server.runners.local import (
-    GenerationFailedError,
-    LocalRunner,
-    RunnerDiedError,
-    RunnerLoadError,
-    RunnerState,
-)
-from server.runners.messages import Progress
-from server.settings import Settings
-from server.store import Store
+from server.errors import RequestError, UnknownRequestError
+from server.jobs import IllegalTransitionError, Job, JobStatus
+from server.results import cancelled_error, error_outcome, missed_start_error
+from server.runners.local import LocalRunner
+from server.store import StoreUnavailableError
+from server.worker import STORAGE_RETRY_SECONDS, Parts, Worker
 
 log = structlog.get_logger(__name__)
 
-FIRST_RESPAWN_SECONDS = 0.5
-LONGEST_RESPAWN_SECONDS = 300.0
-
 
 class Dispatcher:
-    """Feeds one runner from the queue and keeps it alive."""
+    """Several workers on one queue."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        files: FileStore,
-        inputs: InputPreparer,
-        events: Events,
-        runner: LocalRunner,
-    ) -> None:
-        self._settings = settings
-        self._store = store
-        self._files = files
-        self._inputs = inputs
-        self._events = events
-        self._runner = runner
-        self._wake = asyncio.Event()
-        self._draining = False
-        self._worker: asyncio.Task[None] | None = None
+    def __init__(self, parts: Parts, runners: Sequence[LocalRunner]) -> None:
+        self._parts = parts
+        self._workers = [Worker(parts, runner, str(i)) for i, runner in enumerate(runners)]
+        self._deadline_changed = asyncio.Event()
+        self._deadlines: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def problem(self) -> str | None:
         """Why no image can be made now, or None when one can."""
-        if self._draining:
+        if self._stopping:
             return "draining: the server is stopping"
-        if self._runner.state in (RunnerState.IDLE, RunnerState.BUSY):
-            return None
-        return self._runner.problem or f"the runner is {self._runner.state}"
+        if self.held:
+            return "held: the queue runs after SIGUSR1"
+        problems = [worker.problem for worker in self._workers]
+        return None if None in problems else "; ".join(filter(None, problems))
 
     @property
-    def description(self) -> str | None:
-        """What the runner has loaded, in words for people."""
-        return self._runner.description
+    def descriptions(self) -> list[str]:
+        """What the runners have loaded, in words for people."""
+        return [worker.runner.description or "" for worker in self._workers]
 
-    def start(self) -> None:
-        """Begin to work; returns at once, before the pipeline is loaded."""
-        self._worker = asyncio.create_task(self._work(), name="dispatcher")
+    @property
+    def held(self) -> bool:
+        """Whether the queue stands still on the operator's word."""
+        return any(worker.held for worker in self._workers)
 
-    def wake(self) -> None:
-        """Tell the worker that a job was accepted."""
-        self._wake.set()
+    def start(self, *, held: bool = False) -> None:
+        """Begin to work; returns at once, before any pipeline is loaded."""
+        for worker in self._workers:
+            worker.held = held
+            worker.start()
+        self._deadlines = asyncio.create_task(self._watch_deadlines(), name="deadlines")
+
+    def toggle_hold(self) -> None:
+        """Let the queue stand still, or run again; what runs is finished either way."""
+        held = not self.held
+        log.info("the queue is held" if held else "the queue runs")
+        for worker in self._workers:
+            worker.held = held
+            worker.wake()
+
+    def on_accepted(self, job: Job) -> None:
+        """Wake whoever has to do with a new job."""
+        for worker in self._workers:
+            worker.wake()
+        if job.start_by is not None:
+            self._deadline_changed.set()
 
     async def stop(self, drain_seconds: float) -> None:
-        """Claim nothing more, give the running job `drain_seconds`, then put it back."""
-        self._draining = True
-        self._wake.set()
-        if self._worker:
-            done, _ = await asyncio.wait({self._worker}, timeout=drain_seconds)
-            if not done:
-                self._worker.cancel()
-                await asyncio.wait({self._worker})
-        await self._runner.stop()
+        """Claim nothing more, give running jobs `drain_seconds`, then put them back."""
+        self._stopping = True
+        if self._deadlines:
+            self._deadlines.cancel()
+        await asyncio.gather(*(worker.stop(drain_seconds) for worker in self._workers))
 
     async def cancel(self, request_id: str) -> Job:
         """Cancel a job: at once while it is queued, at its next step while it runs.
 
         Raises `UnknownRequestError`, or `IllegalTransitionError` when it is over already.
         """
-        outcome = error_outcome(cancelled_error(), self._settings.result_seconds)
-        now = time.time()
-        job = await self._store.change(request_id, lambda job: jobs.cancel(job, outcome, now))
-        if job is None:
-            raise UnknownRequestError
+        job = await self._end(request_id, jobs.cancel, cancelled_error)
         if job.status is JobStatus.IN_PROGRESS:
-            await self._runner.cancel(request_id)
-        self._events.notify(request_id)
+            for worker in self._workers:
+                if worker.request_id == request_id:
+                    await worker.runner.cancel(request_id)
         return job
 
-    async def _work(self) -> None:
-        pause = FIRST_RESPAWN_SECONDS
-        while not self._draining:
+    async def cancel_if_queued(self, request_id: str) -> None:
+        """Cancel a job that has not begun, and leave any other alone."""
+        with contextlib.suppress(IllegalTransitionError, UnknownRequestError):
+            await self._end(request_id, jobs.end_in_queue, cancelled_error)
+
+    async def _watch_deadlines(self) -> None:
+        """Answer 504 for every job that is not begun in its caller's time, when it is over."""
+        while True:
             try:
-                await self._work_once()
-            except (RunnerLoadError, RunnerDiedError) as error:
-                log.error("no runner", reason=str(error), retry_seconds=pause)
-            except Exception:
-                log.exception("the dispatcher stumbled", retry_seconds=pause)
-            else:
-                pause = FIRST_RESPAWN_SECONDS
+                await self._expire_starts()
+                self._deadline_changed.clear()
+                next_start_by = await self._parts.store.next_start_by()
+            except StoreUnavailableError:
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
                 continue
-            await self._wait(pause)
-            pause = min(pause * 2, LONGEST_RESPAWN_SECONDS)
-
-    async def _work_once(self) -> None:
-        if self._runner.state is RunnerState.STOPPED:
-            await self._runner.start()
-        self._wake.clear()
-        job = await self._store.claim(time.time())
-        if job is None:
-            await self._wait_for_work()
-        else:
-            await self._attempt(job)
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait, but not past the moment the server begins to stop."""
-        deadline = time.monotonic() + seconds
-        while not self._draining and (left := deadline - time.monotonic()) > 0:
-            self._wake.clear()
+            seconds = None if next_start_by is None else next_start_by - self._parts.clock()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), left)
+                await asyncio.wait_for(
+                    self._deadline_changed.wait(), None if seconds is None else max(0.0, seconds)
+                )
 
-    async def _wait_for_work(self) -> None:
-        """Return when a job was accepted, the server stops, or the idle runner ended."""
-        work = asyncio.create_task(self._wake.wait())
-        died = asyncio.create_task(self._runner.wait_died())
-        try:
-            await asyncio.wait({work, died}, return_when=asyncio.FIRST_COMPLETED)
-            if died.done():
-                log.error("the idle runner ended")
-                await self._runner.stop()
-        finally:
-            work.cancel()
-            died.cancel()
+    async def _expire_starts(self) -> None:
+        while missed := await self._parts.store.missed_starts(self._parts.clock()):
+            for request_id in missed:
+                with contextlib.suppress(IllegalTransitionError, UnknownRequestError):
+                    await self._end(request_id, jobs.end_in_queue, missed_start_error)
 
-    async def _attempt(self, job: Job) -> None:
-        request_id = job.request_id
-        self._events.start_log(request_id)
-        self._events.log(request_id, f"Started on {self._runner.description}.")
-        try:
-            outcome = await self._make_outcome(job)
-        except RunnerDiedError as error:
-            log.error("the runner died", request_id=request_id, reason=str(error))
-            await self._give_back(request_id, runner_died=True)
-        except asyncio.CancelledError:
-            await self._give_back(request_id, runner_died=False)
-            raise
-        else:
-            await self._commit(request_id, outcome)
-        finally:
-            self._inputs.release(request_id)
-            self._events.end_log(request_id)
-            self._events.notify(request_id)
+    async def _end(
+        self,
+        request_id: str,
+        transition: Callable[[Job, jobs.Outcome, float], Job],
+        make_error: Callable[[], RequestError],
+    ) -> Job:
+        settings = self._parts.settings
+        error = make_error()
+        now = self._parts.clock()
 
-    async def _make_outcome(self, job: Job) -> Outcome:
-        keep_seconds = self._settings.result_seconds
-        try:
-            endpoint = find_endpoint(job.endpoint_id)
-            order = endpoint.parse(json.loads(job.input))
-            if order.sync_mode:
-                keep_seconds = self._settings.sync_result_seconds
-            references = await self._inputs.prepare(job.request_id, order.image_urls)
-            request = GenerationRequest(
-                request_id=job.request_id,
-                prompt=order.prompt,
-                seed=order.seed,
-                num_images=order.num_images,
-                settings=order.settings,
-                reference_images=references,
-            )
-            generated = await self._runner.run(
-                request, order.output_format, lambda progress: self._on_progress(order, progress)
-            )
-            return await asyncio.to_thread(
-                build_outcome,
-                endpoint,
-                order,
-                generated,
-                self._files,
-                origin=job.origin,
-                keep_seconds=keep_seconds,
-            )
-        except FalError as error:
-            return error_outcome(error, keep_seconds)
-        except GenerationFailedError as error:
-            return error_outcome(_failure(error), keep_seconds)
-        except RunnerDiedError:
-            raise
-        except Exception:
-            # A fault of ours fails this job alone: left to escape, it would come back for ever.
-            log.exception("the attempt failed", request_id=job.request_id)
-            fault = RequestError(500, "Internal Server Error", "internal_error")
-            return error_outcome(fault, keep_seconds)
+        def end(job: Job) -> Job:
+            keep = settings.result_seconds if job.keep_payload else settings.sync_result_seconds
+            return transition(job, error_outcome(error, keep), now)
 
-    async def _commit(self, request_id: str, outcome: Outcome) -> None:
-        outcome = replace(outcome, logs=self._events.end_log(request_id))
-        now = time.time()
-        try:
-            await self._store.change(request_id, lambda job: jobs.complete(job, outcome, now))
-        except IllegalTransitionError:
-            # Somebody else's outcome was first, and the first one counts.
-            delete_files(outcome.files, self._files)
-        log.info(
-            "completed",
-            request_id=request_id,
-            http_status=outcome.http_status,
-            inference_seconds=outcome.inference_seconds,
-        )
-
-    async def _give_back(self, request_id: str, *, runner_died: bool) -> None:
-        """Put a job whose attempt was lost back into the queue, or fail it for good."""
-        keep_seconds = self._settings.result_seconds
-        now = time.time()
-
-        def transition(job: Job) -> Job:
-            if job.cancel_requested:
-                return jobs.complete(job, error_outcome(cancelled_error(), keep_seconds), now)
-            if jobs.may_retry(job, runner_died=runner_died):
-                return jobs.requeue(job, runner_died=runner_died, charge_attempt=runner_died)
-            lost = RequestError(503, "The runner was lost", "runner_disconnected")
-            return jobs.complete(job, error_outcome(lost, keep_seconds), now)
-
-        await self._store.change(request_id, transition)
-
-    def _on_progress(self, order: Order, progress: Progress) -> None:
-        image = f"Image {progress.image_index + 1} of {order.num_images}"
-        if progress.stage is Stage.ENCODE:
-            message = "Prompt and reference images encoded."
-        elif progress.stage is Stage.DENOISE:
-            message = f"{image}: step {progress.step} of {progress.steps}."
-        else:
-            message = f"{image}: decoded."
-        self._events.log(progress.request_id, message)
-
-
-def _failure(error: GenerationFailedError) -> RequestError:
-    """Translate what the runner says into fal's answers; its details stay in our own log."""
-    if error.reason == "cancelled":
-        return cancelled_error()
-    if error.reason == "out_of_memory":
-        return RequestError(503, "CUDA error: out of memory", "runner_server_error")
-    return RequestError(500, "Internal Server Error", "runner_server_error")
+        job = await self._parts.store.change(request_id, end)
+        if job is None:
+            raise UnknownRequestError
+        if job.outcome:
+            self._parts.on_completed(job)
+        self._parts.events.notify(request_id)
+        return job

@@ -10,8 +10,8 @@ Pure functions: they take a job and return a new one, and `store` makes the chan
 A failed or cancelled job is COMPLETED too, as on fal: its result replays the error.
 """
 
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
 
 MAX_ATTEMPTS = 10
 MAX_RUNNER_DEATHS = 3
@@ -26,17 +26,25 @@ class JobStatus(StrEnum):
     COMPLETED = "COMPLETED"
 
 
+class Priority(IntEnum):
+    """fal's two priorities; lower numbers are claimed first."""
+
+    NORMAL = 0
+    LOW = 1
+
+
 class IllegalTransitionError(Exception):
     """The job is not in a state from which this change is allowed; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One file that belongs to a job: `name` is its public name, and where it lies on disk."""
+    """One stored file, by its public name. None for `expires_at` means that it is kept."""
 
     name: str
     content_type: str
     size_bytes: int
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +52,7 @@ class Outcome:
     """What a job came to: the answer that its result route replays.
 
     `body` is JSON text. `keep_seconds` counts from completion; after that input and result are
-    erased and the files deleted.
+    erased. The files have times of their own.
     """
 
     http_status: int
@@ -58,13 +66,26 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """The stored unit of work. Times are wall-clock seconds since 1970, for display and expiry."""
+    """The stored unit of work. Times are seconds since 1970 on the server's steady clock.
+
+    `start_by` is when it must have been claimed, `keep_payload` False means that its files go
+    with its result soon after completion, `file_seconds` how long its files are kept (None:
+    as long as the server keeps any, infinity: for good), `seq` its place in the order of
+    acceptance, which the store gives.
+    """
 
     request_id: str
     endpoint_id: str
     origin: str  # scheme, host and port under which the caller knows us, for file URLs
     input: str  # JSON text, exactly what was sent
     created_at: float
+    seq: int = 0
+    priority: Priority = Priority.NORMAL
+    start_by: float | None = None
+    no_retry: bool = False
+    keep_payload: bool = True
+    file_seconds: float | None = None
+    webhook_url: str | None = None
     status: JobStatus = JobStatus.IN_QUEUE
     attempts: int = 0
     runner_deaths: int = 0
@@ -72,12 +93,17 @@ class Job:
     started_at: float | None = None
     completed_at: float | None = None
     expires_at: float | None = None
-    outcome: Outcome | None = field(default=None)
+    outcome: Outcome | None = None
 
     @property
     def app_id(self) -> str:
         """The first two segments, `owner/alias`: under these fal keeps requests."""
-        return "/".join(self.endpoint_id.split("/")[:2])
+        return app_id_of(self.endpoint_id)
+
+
+def app_id_of(endpoint_id: str) -> str:
+    """Return fal's application, the `owner/alias` of an endpoint id."""
+    return "/".join(endpoint_id.split("/")[:2])
 
 
 def claim(job: Job, now: float) -> Job:
@@ -109,6 +135,12 @@ def cancel(job: Job, outcome: Outcome, now: float) -> Job:
     return complete(job, outcome, now)
 
 
+def end_in_queue(job: Job, outcome: Outcome, now: float) -> Job:
+    """Complete a job that was never begun: its caller left, or its time to start is over."""
+    _require(job, JobStatus.IN_QUEUE, "end_in_queue")
+    return complete(job, outcome, now)
+
+
 def requeue(job: Job, *, runner_died: bool, charge_attempt: bool) -> Job:
     """Put a running job back, at its old place; `charge_attempt` says if the try counts."""
     _require(job, JobStatus.IN_PROGRESS, "requeue")
@@ -124,7 +156,8 @@ def requeue(job: Job, *, runner_died: bool, charge_attempt: bool) -> Job:
 def may_retry(job: Job, *, runner_died: bool) -> bool:
     """Say whether a job whose attempt was lost gets another one."""
     return (
-        job.attempts < MAX_ATTEMPTS
+        not job.no_retry
+        and job.attempts < MAX_ATTEMPTS
         and job.runner_deaths + runner_died < MAX_RUNNER_DEATHS
         and not job.cancel_requested
     )

@@ -61,6 +61,7 @@ async def serve(app: FastAPI, settings: Settings, make_tls: Callable[[], TlsFile
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGUSR1, app.state.toggle_hold)
 
     with contextlib.ExitStack() as sockets:
         doors = [(_make_server(app, None), _bind(settings.host, settings.port), "http")]

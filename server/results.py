@@ -19,6 +19,11 @@ def cancelled_error() -> RequestError:
     return RequestError(499, "Request was cancelled", "client_cancelled")
 
 
+def missed_start_error() -> RequestError:
+    """Make fal's answer for a request that was not begun in the time its caller gave."""
+    return RequestError(504, "Request timed out", "request_timeout")
+
+
 def error_outcome(error: FalError, keep_seconds: float, logs: str = "[]") -> Outcome:
     """Make the outcome of a request that failed."""
     return Outcome(
@@ -38,6 +43,7 @@ def build_outcome(
     *,
     origin: str,
     keep_seconds: float,
+    files_expire_at: float | None,
 ) -> Outcome:
     """Store the images and make the answer of the endpoint's own output model.
 
@@ -46,13 +52,13 @@ def build_outcome(
     """
     if generated.done is None:
         raise ValueError("the request is not done")
-    images = sorted(generated.images, key=lambda pair: pair[0].index)
+    images = [pair for _, pair in sorted(generated.images.items())]
     stored: list[StoredFile] = []
     try:
         entries = [
             _inline(image, data, order.output_format)
             if order.sync_mode
-            else _store(image, data, order.output_format, files, origin, stored)
+            else _store(image, data, order.output_format, files, origin, files_expire_at, stored)
             for image, data in images
         ]
     except OSError:
@@ -88,10 +94,18 @@ def _store(
     output_format: OutputFormat,
     files: FileStore,
     origin: str,
+    expires_at: float | None,
     stored: list[StoredFile],
 ) -> ImageFile:
     name = files.write(data, output_format.value)
-    stored.append(StoredFile(name=name, content_type=image.content_type, size_bytes=len(data)))
+    stored.append(
+        StoredFile(
+            name=name,
+            content_type=image.content_type,
+            size_bytes=len(data),
+            expires_at=expires_at,
+        )
+    )
     return _describe(image, len(data), url=f"{origin}{URL_PREFIX}{name}", name=name)
 
 

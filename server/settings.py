@@ -58,7 +58,11 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="When set, callers must send it as `Authorization: Key ...`."
     )
-    device: str = Field("auto", description="`cuda`, `cuda:1`, `cpu`, or `auto`.")
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("auto",),
+        min_length=1,
+        description="`cuda`, `cuda:1`, `cpu` or `auto`, separated by commas: a runner for each.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights: bfloat16 on CUDA, float32 on the CPU."
     )
@@ -86,6 +90,26 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         30, ge=0, description="How long a stop waits for the image that is being made."
     )
+    start_mode: Literal["resume", "hold"] = Field(
+        "resume", description="Whether the queue runs from the start, or waits for SIGUSR1."
+    )
+    queue_limit: int = Field(
+        1000, gt=0, description="Most requests that may wait; more are answered 429."
+    )
+    disk_reserve_bytes: int = Field(
+        1024 * MIB, ge=0, description="Free disk below which new requests are refused."
+    )
+    cancel_on_disconnect: bool = Field(
+        True,
+        description="Whether a synchronous caller who leaves cancels a request not begun yet.",
+    )
+    load_seconds: float = Field(1800, gt=0, description="How long loading the model may take.")
+    step_seconds: float = Field(
+        60, gt=0, description="Longest denoising step; ten times the usual one if that is more."
+    )
+    stage_seconds: float = Field(
+        300, gt=0, description="How long encoding or decoding one image may take."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
@@ -95,9 +119,9 @@ class Settings(BaseSettings):
     def _none_switches_tls_off(cls, value: Any) -> Any:
         return None if isinstance(value, str) and value.lower() == "none" else value
 
-    @field_validator("tls_names", mode="before")
+    @field_validator("tls_names", "devices", mode="before")
     @classmethod
-    def _names_are_separated_by_commas(cls, value: Any) -> Any:
+    def _items_are_separated_by_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value

@@ -6,13 +6,18 @@ Neither asks the runner anything, so both answer while it computes.
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from server.admission import disk_problem
+from server.clock import Clock
 from server.dispatcher import Dispatcher
+from server.metrics import Metrics
 from server.routes.answers import AsciiJSONResponse
 from server.settings import Settings
 from server.store import Store
 
 
-def make_router(settings: Settings, store: Store, dispatcher: Dispatcher) -> APIRouter:
+def make_router(
+    settings: Settings, store: Store, dispatcher: Dispatcher, metrics: Metrics, clock: Clock
+) -> APIRouter:
     """Make the routes over the given parts."""
     router = APIRouter(tags=["health"])
 
@@ -22,17 +27,28 @@ def make_router(settings: Settings, store: Store, dispatcher: Dispatcher) -> API
 
     async def ready() -> Response:
         """Answer 200 when an image can be made, else 503 with the reason."""
-        problem = dispatcher.problem
+        problem = dispatcher.problem or disk_problem(settings) or _storage(store.problem)
         body = {
             "status": "not ready" if problem else "ready",
             "reason": problem,
-            "pipeline": dispatcher.description,
+            "pipelines": dispatcher.descriptions,
             "safety": settings.safety,
-            "queue": await store.count_by_status(),
+            "queue": {"IN_QUEUE": len(store.backlog), "IN_PROGRESS": store.backlog.in_progress},
         }
         return AsciiJSONResponse(body, status_code=503 if problem else 200)
 
+    async def show_metrics() -> Response:
+        """Answer Prometheus' text format."""
+        oldest = await store.oldest_queued_at()
+        metrics.oldest_wait_seconds = 0.0 if oldest is None else max(0.0, clock() - oldest)
+        return Response(metrics.render(), media_type=metrics.content_type)
+
+    router.add_api_route("/metrics", show_metrics, methods=["GET"])
     router.add_api_route("/health", live, methods=["GET"])
     router.add_api_route("/health/live", live, methods=["GET"])
     router.add_api_route("/health/ready", ready, methods=["GET"])
     return router
+
+
+def _storage(problem: str | None) -> str | None:
+    return f"storage: {problem}" if problem else None

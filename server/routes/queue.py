@@ -4,11 +4,14 @@ Requests are kept under the application, `owner/alias`, but documents list the f
 in every path, so each route takes both.
 """
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from server.admission import Admission
 from server.catalogue import find_endpoint
@@ -18,10 +21,13 @@ from server.events import Events
 from server.jobs import IllegalTransitionError, Job, JobStatus
 from server.routes.answers import AsciiJSONResponse, read_json
 from server.routes.doors import REQUEST_ID_HEADER, Door, door_of
+from server.routes.wishes import read_wishes
 from server.schemas import CancelAnswer, LogEntry, QueueStatus
 from server.store import Store
 
 TRUE_WORDS = ("1", "true")
+POSITION_SECONDS = 2.0
+"""How often a status stream looks whether the request moved up in the queue."""
 
 
 class QueueRoutes:
@@ -37,6 +43,7 @@ class QueueRoutes:
         self.router = APIRouter(prefix="/queue", include_in_schema=False)
         kept = "/{app_path:path}/requests/{request_id}"
         self.router.add_api_route(f"{kept}/status", self.status, methods=["GET"])
+        self.router.add_api_route(f"{kept}/status/stream", self.stream_status, methods=["GET"])
         self.router.add_api_route(f"{kept}/cancel", self.cancel, methods=["PUT"])
         self.router.add_api_route(f"{kept}/response", self.result, methods=["GET"])
         self.router.add_api_route(kept, self.result, methods=["GET"])
@@ -46,15 +53,9 @@ class QueueRoutes:
         """Accept a request. Its input is validated by the job, not here, as on fal."""
         endpoint = find_endpoint(endpoint_id)
         door = door_of(request)
-        job = await self._admission.accept(endpoint, await read_json(request), door.origin)
-        body = QueueStatus(
-            **_urls(job, door),
-            status=JobStatus.IN_QUEUE.value,
-            queue_position=await self._store.count_ahead(job.request_id),
-            logs=None,
-            metrics={},
-        )
-        return _answer(job.request_id, body.model_dump(exclude_unset=True), 200)
+        body = await read_json(request)
+        job = await self._admission.accept(endpoint, body, door.origin, read_wishes(request))
+        return _answer(job.request_id, self._describe(job, door), 200)
 
     async def status(
         self,
@@ -65,19 +66,60 @@ class QueueRoutes:
     ) -> Response:
         """Answer where the request is: 202 until it is COMPLETED, then 200."""
         job = await self._find(app_path, request_id)
-        fields = {**_urls(job, door_of(request)), "status": job.status.value}
-        fields["logs"] = self._read_log(job) if logs.lower() in TRUE_WORDS else None
-        fields["metrics"] = {}
+        lines = self._read_log(job) if logs.lower() in TRUE_WORDS else None
+        body = self._describe(job, door_of(request), lines)
+        return _answer(request_id, body, 200 if job.outcome else 202)
+
+    async def stream_status(
+        self,
+        request: Request,
+        app_path: str,
+        request_id: str,
+        logs: Annotated[str, Query()] = "0",
+    ) -> Response:
+        """Send the status as server-sent events, one for each change, until it is COMPLETED."""
+        await self._find(app_path, request_id)
+        events = self._stream(request_id, door_of(request), logs.lower() in TRUE_WORDS)
+        return StreamingResponse(
+            events,
+            media_type="text/event-stream",
+            headers={REQUEST_ID_HEADER: request_id, "cache-control": "no-store"},
+        )
+
+    async def _stream(self, request_id: str, door: Door, with_logs: bool) -> AsyncIterator[str]:
+        """Yield events. Log lines go out once each: the client collects them itself."""
+        sent_lines, previous = 0, None
+        with self._events.watch(request_id) as changed:
+            while True:
+                changed.clear()
+                job = await self._store.get(request_id)
+                if job is None:
+                    return
+                lines = self._read_log(job) if with_logs else None
+                body = self._describe(job, door, None if lines is None else lines[sent_lines:])
+                sent_lines = len(lines or ())
+                if body != previous:
+                    yield f"data: {json.dumps(body, ensure_ascii=True)}\n\n"
+                previous = body
+                if job.outcome or self._events.closed:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), POSITION_SECONDS)
+
+    def _describe(
+        self, job: Job, door: Door, lines: list[LogEntry] | None = None
+    ) -> dict[str, Any]:
+        fields: dict[str, Any] = {**_urls(job, door), "status": job.status.value}
+        fields |= {"logs": lines, "metrics": {}}
         if job.status is JobStatus.IN_QUEUE:
-            fields["queue_position"] = await self._store.count_ahead(request_id)
+            fields["queue_position"] = self._store.backlog.count_ahead(job)
         elif job.outcome:
             if job.outcome.inference_seconds is not None:
                 fields["metrics"] = {"inference_time": job.outcome.inference_seconds}
             if job.outcome.error_type:
                 fields["error"] = json.loads(job.outcome.body)["detail"]
                 fields["error_type"] = job.outcome.error_type
-        body = QueueStatus(**fields).model_dump(exclude_unset=True)
-        return _answer(request_id, body, 200 if job.outcome else 202)
+        return QueueStatus(**fields).model_dump(exclude_unset=True)
 
     async def result(self, app_path: str, request_id: str) -> Response:
         """Replay the outcome, success or error; 400 while there is none."""
@@ -122,6 +164,9 @@ def replay(job: Job) -> Response:
         headers |= {"x-fal-billable-units": "0", "x-fal-needs-retry": "false"}
     if outcome.error_type:
         headers["x-fal-error-type"] = outcome.error_type
+        if outcome.error_type == "request_timeout":
+            # Says that the caller's own limit ended it, so that clients do not try again.
+            headers["x-fal-request-timeout-type"] = "user"
     return Response(
         outcome.body,
         status_code=outcome.http_status,

@@ -1,20 +1,31 @@
 """The synchronous route: ask, wait, and get the image on the same connection (https://fal.run)."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission
 from server.catalogue import find_endpoint
+from server.dispatcher import Dispatcher
 from server.errors import RequestError
 from server.events import Events
 from server.jobs import Job
 from server.routes.answers import read_json
 from server.routes.doors import REQUEST_ID_HEADER, door_of
 from server.routes.queue import replay
+from server.routes.wishes import read_wishes
 from server.store import Store
 
 
-def make_router(store: Store, admission: Admission, events: Events) -> APIRouter:
+def make_router(
+    store: Store,
+    admission: Admission,
+    dispatcher: Dispatcher,
+    events: Events,
+    *,
+    cancel_on_disconnect: bool,
+) -> APIRouter:
     """Make the route over the given parts."""
     router = APIRouter(include_in_schema=False)
 
@@ -23,8 +34,18 @@ def make_router(store: Store, admission: Admission, events: Events) -> APIRouter
         body = await read_json(request)
         # The job validates too, but this caller is here to hear it without waiting its turn.
         endpoint.parse(body)
-        job = await admission.accept(endpoint, body, door_of(request).origin)
-        return replay(await _wait(job.request_id))
+        wishes = read_wishes(request)
+        job = await admission.accept(endpoint, body, door_of(request).origin, wishes)
+        waiting = asyncio.create_task(_wait(job.request_id))
+        leaving = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done() and cancel_on_disconnect:
+                await dispatcher.cancel_if_queued(job.request_id)
+            return replay(await waiting) if waiting.done() else Response(status_code=499)
+        finally:
+            waiting.cancel()
+            leaving.cancel()
 
     async def _wait(request_id: str) -> Job:
         with events.watch(request_id) as changed:
@@ -41,6 +62,11 @@ def make_router(store: Store, admission: Admission, events: Events) -> APIRouter
                         {REQUEST_ID_HEADER: request_id, "retry-after": "30"},
                     )
                 await changed.wait()
+
+    async def _disconnected(request: Request) -> None:
+        """Return when the caller is gone. The body was read: only that message can come."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
     router.add_api_route("/{endpoint_id:path}", run, methods=["POST"])
     return router

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import structlog
 
-from pipelines.types import GenerationRequest
+from pipelines.types import GenerationRequest, Stage
 from server.runners.messages import (
     FROM_RUNNER,
     LENGTHS,
@@ -34,6 +34,7 @@ from server.settings import ENV_PREFIX
 log = structlog.get_logger(__name__)
 
 KILL_AFTER_SECONDS = 5.0
+HANG_FACTOR = 10
 RUNNER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -71,25 +72,37 @@ class GenerationFailedError(Exception):
         self.reason = failure.reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a child may be silent before it is taken for hung."""
+
+    load_seconds: float
+    stage_seconds: float
+    step_seconds: float
+
+
 @dataclass(slots=True)
 class Generated:
-    """Everything that came back for one request: images with their bytes, then the summary."""
+    """Everything that came back for one request: images by index, then the summary."""
 
     done: Done | None = None
-    images: list[tuple[Image, bytes]] = field(default_factory=list)
+    images: dict[int, tuple[Image, bytes]] = field(default_factory=dict)
 
 
 class LocalRunner:
     """Starts, feeds, cancels and stops one child process. One request at a time."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, limits: Limits) -> None:
         self._load = load
+        self._limits = limits
+        self._usual_step_seconds = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self.state = RunnerState.STOPPED
         self.problem: str | None = None
         self.description: str | None = None
+        self.load_seconds = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -105,7 +118,7 @@ class LocalRunner:
         try:
             await self._spawn()
             await self._send(self._load)
-            message, _ = await self._receive()
+            message, _ = await self._receive(self._limits.load_seconds)
             if isinstance(message, LoadFailed):
                 raise RunnerLoadError(message.reason)
             if not isinstance(message, Ready):
@@ -119,6 +132,7 @@ class LocalRunner:
             raise
         self.problem = None
         self.description = message.description
+        self.load_seconds = message.load_seconds
         self.state = RunnerState.IDLE
         log.info(
             "runner ready",
@@ -147,12 +161,16 @@ class LocalRunner:
         try:
             await self._send(Run(request=request, output_format=output_format))
             generated = Generated()
+            limit_seconds = self._limits.stage_seconds
             while generated.done is None:
-                message, payload = await self._receive()
+                asked = asyncio.get_running_loop().time()
+                message, payload = await self._receive(limit_seconds)
                 if isinstance(message, Progress):
+                    waited = asyncio.get_running_loop().time() - asked
+                    limit_seconds = self._limit_after(message, waited)
                     on_progress(message)
                 elif isinstance(message, Image):
-                    generated.images.append((message, payload))
+                    generated.images[message.index] = (message, payload)
                 elif isinstance(message, Done):
                     generated.done = message
                 elif isinstance(message, Failed):
@@ -165,6 +183,15 @@ class LocalRunner:
             if self.state is RunnerState.BUSY:
                 self.state = RunnerState.IDLE
         return generated
+
+    def _limit_after(self, progress: Progress, waited_seconds: float) -> float:
+        """Say how long the next message may take, and learn how long a step usually takes."""
+        if progress.stage is Stage.DENOISE and progress.step > 1:
+            previous = self._usual_step_seconds or waited_seconds
+            self._usual_step_seconds = 0.9 * previous + 0.1 * waited_seconds
+        if progress.stage is Stage.DENOISE and progress.step < progress.steps:
+            return max(self._limits.step_seconds, HANG_FACTOR * self._usual_step_seconds)
+        return self._limits.stage_seconds
 
     async def cancel(self, request_id: str) -> None:
         """Ask the child to stop this request at its next step; nothing happens if it is over."""
@@ -217,14 +244,17 @@ class LocalRunner:
         except OSError:
             raise RunnerDiedError(await self._describe_end()) from None
 
-    async def _receive(self) -> tuple[FromRunner, bytes]:
+    async def _receive(self, limit_seconds: float) -> tuple[FromRunner, bytes]:
         if self._reader is None:
             raise RunnerDiedError("the runner is not running")
         try:
-            lengths = await self._reader.readexactly(LENGTHS.size)
-            header_bytes, payload_bytes = LENGTHS.unpack(lengths)
-            header = await self._reader.readexactly(header_bytes)
-            payload = await self._reader.readexactly(payload_bytes)
+            async with asyncio.timeout(limit_seconds):
+                lengths = await self._reader.readexactly(LENGTHS.size)
+                header_bytes, payload_bytes = LENGTHS.unpack(lengths)
+                header = await self._reader.readexactly(header_bytes)
+                payload = await self._reader.readexactly(payload_bytes)
+        except TimeoutError:
+            raise RunnerDiedError(f"the runner hung: silent for {limit_seconds:g} s") from None
         except (asyncio.IncompleteReadError, OSError):
             raise RunnerDiedError(await self._describe_end()) from None
         return FROM_RUNNER.validate_json(header), payload

@@ -4,9 +4,11 @@ Started by `local` as `python -m server.runners.runner_main FD`, FD being its en
 pair. When the gateway dies the socket closes, and the runner ends at once.
 """
 
+import ctypes
 import importlib
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -102,15 +104,19 @@ class Runner:
         def is_cancelled() -> bool:
             return self._cancelled == request.request_id
 
-        started = time.monotonic()
-        try:
+        def generate() -> float:
+            started = time.monotonic()
             sent = [
                 encoder.submit(self._send_image, order, generated)
                 for generated in pipeline.generate(request, on_step, is_cancelled)
             ]
-            inference_seconds = time.monotonic() - started
+            seconds = time.monotonic() - started
             for future in sent:
                 future.result()
+            return seconds
+
+        try:
+            inference_seconds = _with_one_retry(generate, pipeline)
         except CancelledError as error:
             self._fail(order, "cancelled", error)
         except OutOfMemoryError as error:
@@ -158,8 +164,33 @@ class Runner:
         os._exit(EXIT_GATEWAY_GONE)
 
 
+def _with_one_retry(generate: Callable[[], float], pipeline: Pipeline) -> float:
+    """Generate; when memory runs out, free what is cached and try once more, alone.
+
+    An image that was sent before is simply sent again: the gateway keeps the last of each index.
+    """
+    try:
+        return generate()
+    except OutOfMemoryError:
+        log.warning("out of memory, trying once more")
+    # Outside the except block, so that the failed try's frames no longer hold its tensors.
+    pipeline.release_memory()
+    return generate()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the gateway dies, however busy this one is.
+
+    prctl(PR_SET_PDEATHSIG), Linux. The closing socket says the same, but only to a process that
+    gets to read it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, signal.SIGKILL)
+
+
 def main() -> None:
     """Serve the gateway at the other end of the socket whose descriptor is the argument."""
+    _die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         Runner(connection).serve()
 

@@ -1,5 +1,6 @@
 """The queue on disk: the only SQL of the project."""
 
-from server.store.store import Store, StoreLockedError
+from server.store.database import StoreCorruptError, StoreLockedError, StoreUnavailableError
+from server.store.store import Store
 
-__all__ = ["Store", "StoreLockedError"]
+__all__ = ["Store", "StoreCorruptError", "StoreLockedError", "StoreUnavailableError"]

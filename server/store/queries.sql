@@ -1,30 +1,41 @@
 -- name: insert_job
 INSERT INTO jobs (
-    request_id, endpoint_id, origin, input, status, attempts, runner_deaths, cancel_requested,
-    created_at
+    request_id, endpoint_id, origin, input, created_at, priority, start_by, no_retry,
+    keep_payload, file_seconds, webhook_url, status, attempts, runner_deaths, cancel_requested
 ) VALUES (
-    :request_id, :endpoint_id, :origin, :input, :status, :attempts, :runner_deaths,
-    :cancel_requested, :created_at
+    :request_id, :endpoint_id, :origin, :input, :created_at, :priority, :start_by, :no_retry,
+    :keep_payload, :file_seconds, :webhook_url, :status, :attempts, :runner_deaths,
+    :cancel_requested
 );
 
 -- name: get_job
 SELECT * FROM jobs WHERE request_id = :request_id;
 
--- name: oldest_queued
-SELECT * FROM jobs WHERE status = 'IN_QUEUE' ORDER BY seq LIMIT 1;
+-- name: next_queued
+SELECT * FROM jobs WHERE status = 'IN_QUEUE' ORDER BY priority, seq LIMIT 1;
+
+-- name: all_queued
+SELECT priority, seq, endpoint_id FROM jobs WHERE status = 'IN_QUEUE' ORDER BY priority, seq;
 
 -- name: all_in_progress
 SELECT * FROM jobs WHERE status = 'IN_PROGRESS' ORDER BY seq;
 
--- name: count_ahead
--- How many queued jobs were accepted before this one.
-SELECT count(*) FROM jobs
-WHERE status = 'IN_QUEUE' AND seq < (SELECT seq FROM jobs WHERE request_id = :request_id);
+-- name: oldest_queued_at
+SELECT created_at FROM jobs WHERE status = 'IN_QUEUE' AND priority = :priority
+ORDER BY seq LIMIT 1;
 
--- name: count_by_status
-SELECT 'IN_QUEUE', count(*) FROM jobs WHERE status = 'IN_QUEUE'
-UNION ALL
-SELECT 'IN_PROGRESS', count(*) FROM jobs WHERE status = 'IN_PROGRESS';
+-- name: missed_starts
+SELECT request_id FROM jobs
+WHERE status = 'IN_QUEUE' AND start_by IS NOT NULL AND start_by <= :now
+ORDER BY start_by LIMIT :limit;
+
+-- name: next_start_by
+SELECT min(start_by) FROM jobs WHERE status = 'IN_QUEUE' AND start_by IS NOT NULL;
+
+-- name: latest_moment
+-- The newest time that any change of a job has stored.
+SELECT max(created_at, ifnull(started_at, 0), ifnull(completed_at, 0)) FROM jobs
+ORDER BY seq DESC LIMIT 1;
 
 -- name: update_job
 -- Writes everything that a transition may change.
@@ -35,24 +46,37 @@ UPDATE jobs SET
     error_type = :error_type, inference_seconds = :inference_seconds, logs = :logs
 WHERE request_id = :request_id;
 
+-- name: insert_webhook
+INSERT INTO webhooks (request_id, url, body, attempts, next_attempt_at, state)
+VALUES (:request_id, :url, :body, 0, :now, 'pending');
+
 -- name: insert_file
-INSERT INTO files (name, request_id, content_type, size_bytes)
-VALUES (:name, :request_id, :content_type, :size_bytes);
+INSERT INTO files (name, request_id, content_type, size_bytes, expires_at)
+VALUES (:name, :request_id, :content_type, :size_bytes, :expires_at);
 
 -- name: get_file
-SELECT name, content_type, size_bytes FROM files WHERE name = :name;
+SELECT name, content_type, size_bytes, expires_at FROM files WHERE name = :name;
 
 -- name: files_of_job
-SELECT name, content_type, size_bytes FROM files WHERE request_id = :request_id ORDER BY name;
+SELECT name, content_type, size_bytes, expires_at FROM files
+WHERE request_id = :request_id ORDER BY name;
 
 -- name: all_file_names
 SELECT name FROM files;
 
 -- name: expired_jobs
-SELECT request_id FROM jobs WHERE expires_at <= :now ORDER BY expires_at LIMIT :limit;
-
--- name: delete_files_of_job
-DELETE FROM files WHERE request_id = :request_id;
+-- A result whose webhook is still under way is kept until that is settled.
+SELECT request_id FROM jobs
+WHERE expires_at <= :now AND NOT EXISTS (
+    SELECT 1 FROM webhooks WHERE webhooks.request_id = jobs.request_id AND state = 'pending'
+)
+ORDER BY expires_at LIMIT :limit;
 
 -- name: delete_job
 DELETE FROM jobs WHERE request_id = :request_id;
+
+-- name: expired_files
+SELECT name FROM files WHERE expires_at <= :now ORDER BY expires_at LIMIT :limit;
+
+-- name: delete_file
+DELETE FROM files WHERE name = :name;

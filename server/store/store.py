@@ -1,224 +1,167 @@
-"""Jobs and file records in SQLite, durable once a call returns.
+"""The jobs and files of one data folder, durable once a call returns."""
 
-One thread writes, so that no change ever meets another half way; one more thread reads, so that
-a status poll never waits for a commit's disk sync. WAL with `synchronous=FULL` syncs the log at
-every commit (https://www.sqlite.org/pragma.html#pragma_synchronous).
-"""
-
-import asyncio
-import fcntl
-import os
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from importlib.resources import files as package_files
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from server import jobs
-from server.jobs import Job, JobStatus, Outcome, StoredFile
+from server.jobs import Job, Priority, StoredFile
+from server.payloads import webhook_body
+from server.store.backlog import Backlog
+from server.store.database import Database, load_queries
+from server.store.rows import file_of, job_of, row_of
 
-T = TypeVar("T")
-
-DATABASE_NAME = "queue.sqlite3"
-LOCK_NAME = "lock"
-BUSY_SECONDS = 5.0
-
-
-class StoreLockedError(Exception):
-    """Another server already works on this data folder."""
+Transition = Callable[[Job], Job]
+Change = tuple[Job, Job]
 
 
-class Store:
-    """The jobs and files of one data folder. Every method may be awaited from the event loop."""
+class Store(Database):
+    """Jobs change here only by the transitions of `jobs`, one transaction each."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir
-        self._queries = _load_queries()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="store-reader")
-        self._write_connection: sqlite3.Connection | None = None
-        self._read_connection: sqlite3.Connection | None = None
-        self._lock_fd: int | None = None
+        super().__init__(data_dir)
+        self._queries = load_queries("queries.sql")
+        self.backlog = Backlog()
 
     async def open(self) -> None:
-        """Take the folder's lock, create or migrate the database, and make it ready.
+        """Open the database and count what waits in it. Raises as `Database.open` does."""
+        await super().open()
 
-        Raises `StoreLockedError` when a second server is running on the folder.
-        """
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = _take_lock(self._data_dir / LOCK_NAME)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, self._open_writer)
-        await loop.run_in_executor(self._reader, self._open_reader)
+        def read(connection: sqlite3.Connection) -> list[tuple[int, int, str]]:
+            return [tuple(row) for row in connection.execute(self._queries["all_queued"])]
 
-    async def close(self) -> None:
-        """Finish what is being written, then let go of the files and the lock."""
-        loop = asyncio.get_running_loop()
-        if self._read_connection:
-            await loop.run_in_executor(self._reader, self._read_connection.close)
-        if self._write_connection:
-            await loop.run_in_executor(self._writer, self._write_connection.close)
-        self._reader.shutdown()
-        self._writer.shutdown()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        self.backlog.load(await self.read(read))
 
-    async def insert(self, job: Job) -> None:
-        """Store a new job; once this returns it survives a crash and a power cut."""
-        row = asdict(job)
-        await self._write(lambda connection: connection.execute(self._queries["insert_job"], row))
+    async def insert(self, job: Job) -> Job:
+        """Store a new job and return it with its number."""
+
+        def write(connection: sqlite3.Connection) -> Job:
+            cursor = connection.execute(self._queries["insert_job"], row_of(job))
+            return replace(job, seq=cursor.lastrowid or 0)
+
+        return await self.write(write, lambda stored: self.backlog.follow(None, stored))
 
     async def get(self, request_id: str) -> Job | None:
         """Return the job as it is now, or None when it is unknown or expired."""
+        return await self.read(lambda connection: self._find(connection, request_id))
 
-        def read(connection: sqlite3.Connection) -> Job | None:
-            return self._find(connection, request_id)
+    async def change(self, request_id: str, transition: Transition) -> Job | None:
+        """Apply a transition and store what it gives, with the outcome's files and webhook.
 
-        return await self._read(read)
-
-    async def count_ahead(self, request_id: str) -> int:
-        """Count the queued jobs that will be claimed before this one."""
-        parameters = {"request_id": request_id}
-
-        def read(connection: sqlite3.Connection) -> int:
-            row = connection.execute(self._queries["count_ahead"], parameters).fetchone()
-            return int(row[0])
-
-        return await self._read(read)
-
-    async def count_by_status(self) -> dict[str, int]:
-        """Count the unfinished jobs by their status."""
-
-        def read(connection: sqlite3.Connection) -> dict[str, int]:
-            return dict(map(tuple, connection.execute(self._queries["count_by_status"])))
-
-        return await self._read(read)
-
-    async def change(self, request_id: str, transition: Callable[[Job], Job]) -> Job | None:
-        """Apply a transition of `jobs` and store what it gives, in one transaction.
-
-        The outcome's files are recorded with it. Returns the new job, or None when there is no
-        such job. Whatever `transition` raises comes out, and nothing is changed.
+        Returns the new job, or None when there is no such job. Whatever `transition` raises
+        comes out, and nothing is changed.
         """
 
-        def write(connection: sqlite3.Connection) -> Job | None:
+        def write(connection: sqlite3.Connection) -> list[Change]:
             job = self._find(connection, request_id)
-            return self._store(connection, job, transition(job)) if job else None
+            return [self._apply(connection, job, transition)] if job else []
 
-        return await self._write(write)
+        changes = await self.write(write, self._follow)
+        return changes[0][1] if changes else None
 
     async def claim(self, now: float) -> Job | None:
-        """Claim the oldest queued job, or return None when the queue is empty."""
+        """Claim the next queued job, urgent before old, or return None when there is none."""
 
-        def write(connection: sqlite3.Connection) -> Job | None:
-            row = connection.execute(self._queries["oldest_queued"]).fetchone()
+        def write(connection: sqlite3.Connection) -> list[Change]:
+            row = connection.execute(self._queries["next_queued"]).fetchone()
             if row is None:
-                return None
-            job = _job_of(row)
-            return self._store(connection, job, jobs.claim(job, now))
+                return []
+            return [self._apply(connection, job_of(row), lambda job: jobs.claim(job, now))]
 
-        return await self._write(write)
+        if not len(self.backlog):
+            return None
+        changes = await self.write(write, self._follow)
+        return changes[0][1] if changes else None
 
     async def requeue_all_in_progress(self) -> list[Job]:
         """Put back whatever ran when the last server died; its death is not the jobs' fault."""
 
-        def write(connection: sqlite3.Connection) -> list[Job]:
-            rows = connection.execute(self._queries["all_in_progress"]).fetchall()
-            found = [_job_of(row) for row in rows]
-            return [
-                self._store(
-                    connection, job, jobs.requeue(job, runner_died=False, charge_attempt=False)
-                )
-                for job in found
-            ]
+        def transition(job: Job) -> Job:
+            return jobs.requeue(job, runner_died=False, charge_attempt=False)
 
-        return await self._write(write)
+        def write(connection: sqlite3.Connection) -> list[Change]:
+            rows = connection.execute(self._queries["all_in_progress"]).fetchall()
+            return [self._apply(connection, job_of(row), transition) for row in rows]
+
+        def follow(changes: list[Change]) -> None:
+            self.backlog.in_progress += len(changes)  # not counted when the backlog was loaded
+            self._follow(changes)
+
+        return [new for _, new in await self.write(write, follow)]
+
+    async def missed_starts(self, now: float, limit: int = 100) -> list[str]:
+        """Return the ids of queued jobs whose caller's time to start is over."""
+        return await self._read_column("missed_starts", {"now": now, "limit": limit})
+
+    async def next_start_by(self) -> float | None:
+        """Return the nearest time by which some queued job wants to be started."""
+        return await self._read_value("next_start_by", {})
+
+    async def oldest_queued_at(self) -> float | None:
+        """Return when the job that waits longest was accepted."""
+        moments = [
+            await self._read_value("oldest_queued_at", {"priority": priority})
+            for priority in Priority
+        ]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    async def latest_moment(self) -> float | None:
+        """Return the time of the newest change that is stored."""
+        return await self._read_value("latest_moment", {})
 
     async def get_file(self, name: str) -> StoredFile | None:
         """Return the record of a stored file, or None."""
 
         def read(connection: sqlite3.Connection) -> StoredFile | None:
             row = connection.execute(self._queries["get_file"], {"name": name}).fetchone()
-            return StoredFile(**dict(row)) if row else None
+            return file_of(row) if row else None
 
-        return await self._read(read)
+        return await self.read(read)
 
     async def all_file_names(self) -> set[str]:
-        """Return the names of all files that a job owns."""
-
-        def read(connection: sqlite3.Connection) -> set[str]:
-            return {row[0] for row in connection.execute(self._queries["all_file_names"])}
-
-        return await self._read(read)
+        """Return the names of all files that some record keeps."""
+        return set(await self._read_column("all_file_names", {}))
 
     async def erase_expired(self, now: float, limit: int = 100) -> list[str]:
-        """Erase up to `limit` expired jobs, input and result; return the names of their files."""
+        """Erase expired jobs and file records; return the names of the files to delete.
 
-        def write(connection: sqlite3.Connection) -> list[str]:
+        In batches of `limit`, so that a long list never keeps a submit waiting.
+        """
+
+        def write(connection: sqlite3.Connection) -> tuple[int, list[str]]:
             parameters = {"now": now, "limit": limit}
-            rows = connection.execute(self._queries["expired_jobs"], parameters).fetchall()
-            names: list[str] = []
-            for row in rows:
-                key = {"request_id": row["request_id"]}
-                owned = connection.execute(self._queries["files_of_job"], key)
-                names += [file_row["name"] for file_row in owned]
-                connection.execute(self._queries["delete_files_of_job"], key)
-                connection.execute(self._queries["delete_job"], key)
-            return names
+            expired = connection.execute(self._queries["expired_jobs"], parameters).fetchall()
+            for row in expired:
+                connection.execute(self._queries["delete_job"], dict(row))
+            names = connection.execute(self._queries["expired_files"], parameters).fetchall()
+            for row in names:
+                connection.execute(self._queries["delete_file"], dict(row))
+            return len(expired), [row["name"] for row in names]
 
-        names = await self._write(write)
-        # The log file still holds the erased rows until it is written back and cut off.
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._checkpoint)
+        names: list[str] = []
+        erased_any, more = False, True
+        while more:
+            erased, batch = await self.write(write)
+            names += batch
+            erased_any |= erased > 0
+            more = max(erased, len(batch)) == limit
+        if erased_any:
+            await self.checkpoint()
         return names
 
-    def _checkpoint(self) -> None:
-        if self._write_connection:
-            self._write_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    async def _read_column(self, query: str, parameters: dict[str, object]) -> list[str]:
+        def read(connection: sqlite3.Connection) -> list[str]:
+            return [row[0] for row in connection.execute(self._queries[query], parameters)]
 
-    def _open_writer(self) -> None:
-        connection = _connect(self._data_dir / DATABASE_NAME)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        # An erased prompt must not stay readable in the file's free pages.
-        connection.execute("PRAGMA secure_delete = ON")
-        _migrate(connection)
-        self._write_connection = connection
+        return await self.read(read)
 
-    def _open_reader(self) -> None:
-        self._read_connection = _connect(self._data_dir / DATABASE_NAME)
-        self._read_connection.execute("PRAGMA query_only = ON")
+    async def _read_value(self, query: str, parameters: dict[str, object]) -> float | None:
+        def read(connection: sqlite3.Connection) -> float | None:
+            row = connection.execute(self._queries[query], parameters).fetchone()
+            return None if row is None or row[0] is None else float(row[0])
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def transaction() -> T:
-            connection = self._write_connection
-            if connection is None:
-                raise RuntimeError("the store is not open")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
-        # Shielded: once the thread has begun, the caller's cancellation must not hide the result
-        # of a commit that happens anyway from whoever cleans up.
-        future = asyncio.get_running_loop().run_in_executor(self._writer, transaction)
-        return await asyncio.shield(future)
-
-    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def query() -> T:
-            if self._read_connection is None:
-                raise RuntimeError("the store is not open")
-            return work(self._read_connection)
-
-        return await asyncio.get_running_loop().run_in_executor(self._reader, query)
+        return await self.read(read)
 
     def _find(self, connection: sqlite3.Connection, request_id: str) -> Job | None:
         key = {"request_id": request_id}
@@ -226,90 +169,27 @@ class Store:
         if row is None:
             return None
         if row["http_status"] is None:
-            return _job_of(row)
+            return job_of(row)
         owned = connection.execute(self._queries["files_of_job"], key).fetchall()
-        return _job_of(row, tuple(StoredFile(**dict(file_row)) for file_row in owned))
+        return job_of(row, tuple(file_of(file_row) for file_row in owned))
 
-    def _store(self, connection: sqlite3.Connection, old: Job, new: Job) -> Job:
-        connection.execute(self._queries["update_job"], _row_of(new))
+    def _apply(self, connection: sqlite3.Connection, old: Job, transition: Transition) -> Change:
+        new = transition(old)
+        connection.execute(self._queries["update_job"], row_of(new))
         if old.outcome is None and new.outcome is not None:
             for file in new.outcome.files:
                 row = {**asdict(file), "request_id": new.request_id}
                 connection.execute(self._queries["insert_file"], row)
-        return new
+            if new.webhook_url:
+                webhook = {
+                    "request_id": new.request_id,
+                    "url": new.webhook_url,
+                    "body": webhook_body(new),
+                    "now": new.completed_at,
+                }
+                connection.execute(self._queries["insert_webhook"], webhook)
+        return old, new
 
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level=None: transactions are begun and ended by us alone.
-    connection = sqlite3.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    connection.row_factory = sqlite3.Row
-    return connection
-
-
-def _take_lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreLockedError(
-            f"{path.parent} is in use by another flux2-serve; give this one a data folder of "
-            "its own (--data-dir)"
-        ) from None
-    return descriptor
-
-
-def _load_queries() -> dict[str, str]:
-    text = (package_files("server.store") / "queries.sql").read_text(encoding="utf-8")
-    named = (block.partition("\n") for block in text.split("-- name: ")[1:])
-    return {name.strip(): body.strip() for name, _, body in named}
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the database up to the newest schema, one transaction for each step."""
-    folder = package_files("server.store") / "migrations"
-    steps = sorted((item for item in folder.iterdir() if item.name.endswith(".sql")), key=str)
-    done = connection.execute("PRAGMA user_version").fetchone()[0]
-    for number, step in enumerate(steps[done:], start=done + 1):
-        script = step.read_text(encoding="utf-8")
-        connection.executescript(f"BEGIN;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
-
-
-def _row_of(job: Job) -> dict[str, Any]:
-    row = asdict(job)
-    outcome = row.pop("outcome") or {}
-    row["result"] = outcome.get("body")
-    for column in ("http_status", "error_type", "inference_seconds", "logs"):
-        row[column] = outcome.get(column)
-    return row
-
-
-def _job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
-    outcome = None
-    if row["http_status"] is not None:
-        outcome = Outcome(
-            http_status=row["http_status"],
-            body=row["result"],
-            keep_seconds=row["expires_at"] - row["completed_at"],
-            error_type=row["error_type"],
-            inference_seconds=row["inference_seconds"],
-            logs=row["logs"],
-            files=files,
-        )
-    return Job(
-        request_id=row["request_id"],
-        endpoint_id=row["endpoint_id"],
-        origin=row["origin"],
-        input=row["input"],
-        created_at=row["created_at"],
-        status=JobStatus(row["status"]),
-        attempts=row["attempts"],
-        runner_deaths=row["runner_deaths"],
-        cancel_requested=bool(row["cancel_requested"]),
-        started_at=row["started_at"],
-        completed_at=row["completed_at"],
-        expires_at=row["expires_at"],
-        outcome=outcome,
-    )
+    def _follow(self, changes: list[Change]) -> None:
+        for old, new in changes:
+            self.backlog.follow(old, new)

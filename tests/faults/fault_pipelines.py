@@ -33,6 +33,13 @@ from pipelines.types import (
 class FaultPipeline:
     """Does what the prompt's first word says; any other prompt gives plain images at once."""
 
+    def __init__(self) -> None:
+        self._memory_released = False
+
+    def release_memory(self) -> None:
+        """Remember that it was asked to."""
+        self._memory_released = True
+
     def generate(
         self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
     ) -> Iterator[GeneratedImage]:
@@ -40,6 +47,8 @@ class FaultPipeline:
         word = request.prompt.split(" ")[0]
         if word == "oom":
             raise OutOfMemoryError("too little memory for this one")
+        if word == "oom-once" and not self._memory_released:
+            raise OutOfMemoryError("it fits after the cache is emptied")
         if word == "error":
             raise ValueError("a fault of ours, with /secret/path")
         if word == "lost":

@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 
+from server.admission import Wishes
+from server.app import make_runner
+from server.clock import SteadyClock
 from server.dispatcher import Dispatcher
 from server.errors import UnknownRequestError
 from server.events import Events
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome
-from server.runners.local import LocalRunner, RunnerState
-from server.runners.messages import Load
+from server.metrics import Metrics
+from server.runners.local import RunnerState
 from server.settings import Settings
 from server.store import Store
+from server.worker import Parts
 
 pytestmark = pytest.mark.anyio
 
@@ -34,32 +38,42 @@ class Box:
         self.store = Store(settings.data_dir)
         self.files = FileStore(settings.data_dir / "files")
         self.events = Events()
-        inputs = InputPreparer(settings, self.files)
-        self.runner = LocalRunner(
-            Load(
-                pipeline_factory=settings.pipeline_factory,
-                model=settings.model,
-                device="cpu",
-                dtype="auto",
-            )
+        self.clock = SteadyClock()
+        self.completed: list[Job] = []
+        self.parts = Parts(
+            settings=settings,
+            store=self.store,
+            files=self.files,
+            inputs=InputPreparer(settings, self.files),
+            events=self.events,
+            metrics=Metrics(self.clock, self.store.backlog),
+            clock=self.clock,
+            on_completed=self.completed.append,
         )
-        self.dispatcher = Dispatcher(
-            settings, self.store, self.files, inputs, self.events, self.runner
-        )
+        self.runners = [make_runner(settings, device) for device in settings.devices]
+        self.runner = self.runners[0]
+        self.dispatcher = Dispatcher(self.parts, self.runners)
 
-    async def submit(self, request_id: str, prompt: str, **fields: Any) -> None:
+    async def submit(
+        self, request_id: str, prompt: str, wishes: Wishes | None = None, **fields: Any
+    ) -> None:
         """Put a request into the queue and wake the dispatcher."""
         body = {"prompt": prompt, "image_size": "square", "seed": 1, **fields}
-        await self.store.insert(
-            Job(
-                request_id=request_id,
-                endpoint_id="fal-ai/flux-2",
-                origin="http://box",
-                input=json.dumps(body),
-                created_at=0.0,
-            )
+        wishes = wishes or Wishes()
+        now = self.clock()
+        job = Job(
+            request_id=request_id,
+            endpoint_id="fal-ai/flux-2",
+            origin="http://box",
+            input=json.dumps(body),
+            created_at=now,
+            priority=wishes.priority,
+            start_by=now + wishes.start_seconds if wishes.start_seconds else None,
+            no_retry=wishes.no_retry,
+            keep_payload=wishes.keep_payload,
+            file_seconds=wishes.file_seconds,
         )
-        self.dispatcher.wake()
+        self.dispatcher.on_accepted(await self.store.insert(job))
 
     async def wait(self, request_id: str, seen: Callable[[Job], bool]) -> Job:
         """Wait until the job looks as `seen` wants it."""

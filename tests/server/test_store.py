@@ -13,7 +13,7 @@ from server.store import Store, StoreLockedError
 
 pytestmark = pytest.mark.anyio
 
-FILE = StoredFile(name="a" * 32 + ".png", content_type="image/png", size_bytes=3)
+FILE = StoredFile(name="a" * 32 + ".png", content_type="image/png", size_bytes=3, expires_at=160.0)
 OUTCOME = Outcome(
     http_status=200,
     body='{"seed": 1}',
@@ -36,6 +36,12 @@ def make_job(request_id: str) -> Job:
     )
 
 
+async def places(store: Store, names: str) -> list[int]:
+    """Return how many are ahead of each of these jobs."""
+    found = [await store.get(name) for name in names]
+    return [store.backlog.count_ahead(job) for job in found if job]
+
+
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     """Return an open store in a fresh folder."""
@@ -49,9 +55,10 @@ async def test_a_job_comes_back_as_it_was(store: Store) -> None:
     """Every field survives the way through the database, at every stage of life."""
     job = make_job("one")
     await store.insert(job)
-    assert await store.get("one") == job
+    stored = replace(job, seq=1)
+    assert await store.get("one") == stored
     claimed = await store.claim(2.0)
-    assert claimed == jobs.claim(job, 2.0)
+    assert claimed == jobs.claim(stored, 2.0)
     assert await store.get("one") == claimed
     done = await store.change("one", lambda job: jobs.complete(job, OUTCOME, 3.0))
     assert await store.get("one") == done
@@ -71,11 +78,11 @@ async def test_claims_follow_the_order_of_acceptance(store: Store) -> None:
     """First in, first claimed; a requeued job keeps its place."""
     for name in "abc":
         await store.insert(make_job(name))
-    assert [await store.count_ahead(name) for name in "abc"] == [0, 1, 2]
+    assert await places(store, "abc") == [0, 1, 2]
     first = await store.claim(2.0)
     assert first is not None
     assert first.request_id == "a"
-    assert await store.count_by_status() == {"IN_QUEUE": 2, "IN_PROGRESS": 1}
+    assert (len(store.backlog), store.backlog.in_progress) == (2, 1)
     await store.change("a", lambda job: jobs.requeue(job, runner_died=False, charge_attempt=True))
     again = await store.claim(3.0)
     assert again is not None
@@ -108,7 +115,8 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     assert [(job.request_id, job.status, job.attempts) for job in requeued] == [
         ("a", JobStatus.IN_QUEUE, 0)
     ]
-    assert [await store.count_ahead(name) for name in "ab"] == [0, 1]
+    assert await places(store, "ab") == [0, 1]
+    assert (len(store.backlog), store.backlog.in_progress) == (2, 0)
     await store.close()
 
 
@@ -143,7 +151,7 @@ async def test_the_log_is_synced_at_every_commit(store: Store, tmp_path: Path) -
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
     other = sqlite3.connect(tmp_path / "queue.sqlite3")
     assert other.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert other.execute("PRAGMA user_version").fetchone()[0] == 1
+    assert other.execute("PRAGMA user_version").fetchone()[0] == 2
     other.close()
 
 
@@ -151,10 +159,16 @@ async def test_claim_uses_the_index(store: Store, tmp_path: Path) -> None:
     """Claim, position, counts and expiry read indexes of what is open, not the history."""
     assert store is not None
     other = sqlite3.connect(tmp_path / "queue.sqlite3")
-    for name in ("oldest_queued", "count_ahead", "count_by_status", "expired_jobs"):
-        parameters = {"request_id": "x", "now": 1.0, "limit": 1}
+    for name in (
+        "next_queued",
+        "all_in_progress",
+        "missed_starts",
+        "expired_jobs",
+        "expired_files",
+    ):
+        parameters = {"now": 1.0, "limit": 1}
         rows = other.execute("EXPLAIN QUERY PLAN " + store._queries[name], parameters).fetchall()
-        reads = [row[3] for row in rows if "jobs" in row[3]]
+        reads = [row[3] for row in rows if row[3].split()[1] in ("jobs", "files")]
         assert reads, name
         assert all(" INDEX " in read for read in reads), (name, reads)
     other.close()

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from pipelines.types import GenerationRequest, GenerationSettings
+from server.app import make_runner as make_runner_for_device
 from server.runners.local import LocalRunner, RunnerDiedError, RunnerState
-from server.runners.messages import Load, Progress
+from server.runners.messages import Progress
 from server.schemas import OutputFormat
 from server.settings import Settings
 
@@ -18,9 +19,7 @@ pytestmark = pytest.mark.anyio
 
 def make_runner(settings: Settings) -> LocalRunner:
     """Make a runner with the settings' pipeline."""
-    return LocalRunner(
-        Load(pipeline_factory=settings.pipeline_factory, model=None, device="cpu", dtype="auto")
-    )
+    return make_runner_for_device(settings, "cpu")
 
 
 def make_request(prompt: str) -> GenerationRequest:
@@ -54,8 +53,8 @@ async def test_images_come_back_in_order_with_their_bytes(settings: Settings) ->
     states = [runner.state]
     progress: list[Progress] = []
     generated = await runner.run(make_request("plain"), OutputFormat.PNG, progress.append)
-    assert [image.index for image, _ in generated.images] == [0, 1]
-    assert all(data.startswith(b"\x89PNG") for _, data in generated.images)
+    assert sorted(generated.images) == [0, 1]
+    assert all(data.startswith(b"\x89PNG") for _, data in generated.images.values())
     assert generated.done is not None
     assert generated.done.timings["inference"] >= 0
     assert [(item.stage, item.image_index) for item in progress] == [

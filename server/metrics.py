@@ -1,0 +1,126 @@
+"""Prometheus metrics. No label ever holds a prompt, an id, or anything else a caller chooses."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from pipelines.types import Stage
+from server.clock import Clock
+from server.jobs import Job
+from server.store.backlog import Backlog
+
+BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
+"""Seconds: from a tiny model's image to a slow card's."""
+
+
+class Metrics:
+    """Everything that is counted, in a registry of its own."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, clock: Clock, backlog: Backlog) -> None:
+        self._clock = clock
+        self.registry = CollectorRegistry()
+        self.oldest_wait_seconds = 0.0
+        self._wait = self._histogram("queue_wait_seconds", "Time from acceptance to start")
+        self._duration = self._histogram(
+            "request_duration_seconds", "Time from acceptance to outcome", "app", "outcome"
+        )
+        self._stage = self._histogram("stage_seconds", "Time of one stage", "stage")
+        self._step = self._histogram("step_seconds", "Time of one denoising step")
+        self._load = self._histogram("model_load_seconds", "Time to load the model")
+        self._jobs = self._counter("jobs", "Completed requests", "outcome")
+        self._lost = self._counter("attempts_lost", "Attempts that ended without an outcome")
+        self._cancelled = self._counter("cancelled", "Cancelled requests", "phase")
+        self._webhooks = self._counter("webhook_attempts", "Webhook deliveries", "result")
+        self._missing = self._counter("files_missing", "Stored files gone from the disk")
+        self._up = Gauge(
+            "flux2_worker_up",
+            "Whether the runner can make an image",
+            ["worker"],
+            registry=self.registry,
+        )
+        self.registry.register(_BacklogCollector(self, backlog))
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def started(self, job: Job) -> None:
+        """Note how long a claimed job waited."""
+        self._wait.observe(max(0.0, (job.started_at or 0.0) - job.created_at))
+
+    def completed(self, job: Job) -> None:
+        """Note a job's outcome."""
+        if job.outcome is None or job.completed_at is None:
+            return
+        outcome = outcome_word(job.outcome.http_status)
+        self._jobs.labels(outcome).inc()
+        self._duration.labels(job.app_id, outcome).observe(job.completed_at - job.created_at)
+        if outcome == "cancelled":
+            self._cancelled.labels("running" if job.started_at else "queued").inc()
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """Note the time of a stage; of denoising, of one step."""
+        if stage is Stage.DENOISE:
+            self._step.observe(seconds)
+        else:
+            self._stage.labels(stage.value).observe(seconds)
+
+    def attempt_lost(self) -> None:
+        """Note an attempt whose runner was lost."""
+        self._lost.inc()
+
+    def runner(self, name: str, *, up: bool, load_seconds: float | None = None) -> None:
+        """Note that a runner became able or unable to make images."""
+        self._up.labels(name).set(up)
+        if load_seconds is not None:
+            self._load.observe(load_seconds)
+
+    def webhook(self, result: str) -> None:
+        """Note a delivery attempt: `delivered`, `failed` or `abandoned`."""
+        self._webhooks.labels(result).inc()
+
+    def file_missing(self) -> None:
+        """Note that a stored file is not where its record says."""
+        self._missing.inc()
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"flux2_{name}", text, labels, registry=self.registry, buckets=BUCKETS)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"flux2_{name}", text, labels, registry=self.registry)
+
+
+class _BacklogCollector(Collector):
+    """The queue's depth, read when it is asked for."""
+
+    def __init__(self, metrics: Metrics, backlog: Backlog) -> None:
+        self._metrics = metrics
+        self._backlog = backlog
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges as they are now."""
+        depth = GaugeMetricFamily(
+            "flux2_queue_depth", "Requests that wait", labels=["app", "priority"]
+        )
+        for (app, priority), count in sorted(self._backlog.count_by_app().items()):
+            depth.add_metric([app, priority.name.lower()], count)
+        yield depth
+        yield GaugeMetricFamily(
+            "flux2_queue_running", "Requests that run", value=self._backlog.in_progress
+        )
+        yield GaugeMetricFamily(
+            "flux2_queue_oldest_wait_seconds",
+            "How long the request that waits longest has waited",
+            value=self._metrics.oldest_wait_seconds,
+        )
+
+
+def outcome_word(http_status: int) -> str:
+    """Name an outcome in one of a few words."""
+    words = {200: "ok", 422: "invalid", 499: "cancelled", 504: "timed_out"}
+    return words.get(http_status, "failed")

@@ -1,0 +1,82 @@
+"""What a caller asks of the queue in headers and query: deadline, priority, lifetimes, webhook."""
+
+import json
+import math
+
+from starlette.requests import Request
+
+from server.admission import Wishes
+from server.errors import RequestError
+from server.jobs import Priority
+
+MIN_START_SECONDS = 0.1
+TRUE_WORDS = ("1", "true", "yes")
+
+
+def read_wishes(request: Request) -> Wishes:
+    """Read fal's request headers and query parameters.
+
+    Raises `RequestError` 400 `bad_request` for a value that cannot be read, as fal does.
+    """
+    headers, query = request.headers, request.query_params
+    return Wishes(
+        priority=_priority(headers.get("x-fal-queue-priority", "normal")),
+        start_seconds=_start_seconds(headers.get("x-fal-request-timeout")),
+        no_retry=headers.get("x-fal-no-retry", "").lower() in TRUE_WORDS,
+        keep_payload=headers.get("x-fal-store-io") != "0",
+        file_seconds=_file_seconds(headers.get("x-fal-object-lifecycle-preference")),
+        webhook_url=query.get("fal_webhook") or None,
+        queue_limit=_queue_limit(query.get("fal_max_queue_length")),
+    )
+
+
+def _priority(text: str) -> Priority:
+    try:
+        return Priority[text.strip().upper()]
+    except KeyError:
+        raise _bad("X-Fal-Queue-Priority must be normal or low") from None
+
+
+def _start_seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > MIN_START_SECONDS):
+        raise _bad(f"X-Fal-Request-Timeout must be a number of seconds above {MIN_START_SECONDS}")
+    return seconds
+
+
+def _file_seconds(text: str | None) -> float | None:
+    """Read the lifetime of files: None as the server has it, infinity for good."""
+    if text is None:
+        return None
+    problem = _bad("X-Fal-Object-Lifecycle-Preference must be a JSON object of fal's form")
+    try:
+        preference = json.loads(text)
+    except ValueError:
+        raise problem from None
+    if not isinstance(preference, dict):
+        raise problem
+    if "expiration_duration_seconds" not in preference:
+        return None
+    seconds = preference["expiration_duration_seconds"]
+    if seconds is None:
+        return math.inf
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise problem
+    return float(seconds)
+
+
+def _queue_limit(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise _bad("fal_max_queue_length must be a whole number")
+    return int(text)
+
+
+def _bad(detail: str) -> RequestError:
+    return RequestError(400, detail, "bad_request")
