@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from server.admission import Admission
 from server.clock import SteadyClock
+from server.delivery import Courier, trusted_authorities
 from server.dispatcher import Dispatcher
 from server.errors import ConfigurationError, FalError, RequestError
 from server.events import Events
@@ -21,15 +22,19 @@ from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import Job
 from server.metrics import Metrics
-from server.routes import health, openapi, queue, run, storage
+from server.routes import health, jwks, openapi, queue, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware
 from server.routes.doors import DoorMiddleware
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
-from server.settings import Settings
+from server.settings import ENV_PREFIX, Settings
+from server.signing import Signer
 from server.store import Store
+from server.store.outbox import Outbox
+from server.targets import AllowList
 from server.upkeep import recover, sweep
+from server.webhooks import WebhookSender
 from server.worker import Parts
 
 log = structlog.get_logger(__name__)
@@ -42,6 +47,9 @@ EXPOSED_HEADERS = (
     "retry-after",
 )
 """What a browser page may read of our answers; without this it sees an empty request id."""
+
+WEBHOOK_STOP_SECONDS = 1.0
+"""How long a stop waits for webhooks under way; the others are sent after the next start."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -56,9 +64,15 @@ def create_app(settings: Settings) -> FastAPI:
     events = Events()
     clock = SteadyClock()
     metrics = Metrics(clock, store.backlog)
+    signer = Signer(settings.data_dir / "keys")
+    webhooks = WebhookSender(
+        Outbox(store), make_courier(settings), signer, clock, on_attempt=metrics.webhook
+    )
 
     def on_completed(job: Job) -> None:
         metrics.completed(job)
+        if job.webhook_url:
+            webhooks.wake()
         log.info(
             "completed",
             request_id=job.request_id,
@@ -89,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         await store.open()
         try:
             await recover(store, files, inputs, clock)
+            await webhooks.start()
             dispatcher.start(held=settings.start_mode == "hold")
             sweeper = asyncio.create_task(
                 sweep(store, files, clock, settings.sweep_seconds), name="sweeper"
@@ -98,6 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
             finally:
                 sweeper.cancel()
                 await drain(0)
+                await webhooks.stop(WEBHOOK_STOP_SECONDS)
         finally:
             await store.close()
 
@@ -121,6 +137,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.toggle_hold = dispatcher.toggle_hold
     app.include_router(health.make_router(settings, store, dispatcher, metrics, clock))
     app.include_router(openapi.make_router())
+    app.include_router(jwks.make_router(signer))
     app.include_router(storage.make_router(store, files, metrics))
     app.include_router(queue.QueueRoutes(store, admission, dispatcher, events).router)
     app.include_router(
@@ -132,7 +149,12 @@ def create_app(settings: Settings) -> FastAPI:
             cancel_on_disconnect=settings.cancel_on_disconnect,
         )
     )
-    # Last added is outermost: CORS, so that a browser can read refusals too.
+    _add_middleware(app, settings)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Last added is outermost: CORS, so that a browser can read refusals too."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(AuthMiddleware, api_key=key)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
@@ -143,7 +165,6 @@ def create_app(settings: Settings) -> FastAPI:
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
-    return app
 
 
 def make_runner(settings: Settings, device: str) -> LocalRunner:
@@ -161,6 +182,12 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
         step_seconds=settings.step_seconds,
     )
     return LocalRunner(load, limits)
+
+
+def make_courier(settings: Settings) -> Courier:
+    """Make what carries webhooks to whom the settings allow."""
+    allowed = AllowList.parse(f"{ENV_PREFIX}WEBHOOK_ALLOW", settings.webhook_allow)
+    return Courier(allowed.resolve, trusted_authorities(settings.webhook_ca_file))
 
 
 def check_settings(settings: Settings) -> None:

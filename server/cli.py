@@ -15,7 +15,7 @@ from server.client_env import client_env
 from server.errors import ConfigurationError
 from server.listen import serve as serve_app
 from server.settings import Settings, load_settings
-from server.store import StoreCorruptError, StoreLockedError
+from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
 from server.telemetry import configure_logging
 
 WILDCARD_HOSTS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
@@ -57,6 +57,8 @@ def serve(
         asyncio.run(serve_app(application, settings, make_tls))
     except (ConfigurationError, StoreLockedError, StoreCorruptError) as error:
         _fail(str(error))
+    except StoreUnavailableError as error:
+        _fail(error.body["detail"])
 
 
 @app.command("demo-model")

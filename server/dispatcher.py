@@ -103,7 +103,8 @@ class Dispatcher:
                 await self._expire_starts()
                 self._deadline_changed.clear()
                 next_start_by = await self._parts.store.next_start_by()
-            except StoreUnavailableError:
+            except StoreUnavailableError as error:
+                log.error("the storage refuses", reason=error.body["detail"])
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
                 continue
             seconds = None if next_start_by is None else next_start_by - self._parts.clock()

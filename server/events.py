@@ -84,7 +84,10 @@ class Events:
         """Return the lines so far; none when the job does not run."""
         return list(self._logs.get(request_id, ()))
 
-    def end_log(self, request_id: str) -> str:
-        """Forget the log and return it as JSON text, for the job's record."""
-        lines = self._logs.pop(request_id, [])
-        return json.dumps([line.model_dump() for line in lines])
+    def dump_log(self, request_id: str) -> str:
+        """Return the lines so far as JSON text, for the job's record."""
+        return json.dumps([line.model_dump() for line in self.read_log(request_id)])
+
+    def end_log(self, request_id: str) -> None:
+        """Forget the log: by now it is on record, or the attempt came to nothing."""
+        self._logs.pop(request_id, None)

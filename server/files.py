@@ -25,7 +25,7 @@ class FileStore:
         """
         name = f"{secrets.token_hex(16)}.{suffix}"
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         temporary = path.with_suffix(".part")
         try:
             with temporary.open("wb") as file:
@@ -33,10 +33,11 @@ class FileStore:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
+            _sync_folder(path.parent)
         except OSError:
             temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
         return name
 
     def find(self, name: str) -> Path | None:
@@ -73,6 +74,14 @@ def name_in_url(url: str) -> str | None:
     path = re.sub(r"[?#].*", "", url)
     _, found, name = path.rpartition(URL_PREFIX)
     return name if found and NAME_PATTERN.fullmatch(name) else None
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that their entries survive a power cut."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ folder of the request, so that the runner never meets a stranger's bytes.
 import asyncio
 import base64
 import binascii
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class InputPreparer:
     async def prepare(self, request_id: str, image_urls: tuple[str, ...]) -> tuple[Path, ...]:
         """Write each reference image to the spool and return the paths, in order.
 
-        Raises `InputError` whose `loc` names the index of the image that was refused.
+        Raises `InputError` whose `loc` names the index of the image that was refused, and OSError
+        when the disk takes no more.
         """
         paths = []
         for index, url in enumerate(image_urls):
@@ -65,7 +67,9 @@ class InputPreparer:
         name = name_in_url(url)
         path = self._files.find(name) if name else None
         if path:
-            return path.read_bytes()
+            # A file that is gone or damaged is this request's trouble, not the storage's.
+            with contextlib.suppress(OSError):
+                return path.read_bytes()
         raise content_error(
             "file_download_error",
             "This server does not fetch image URLs yet. "

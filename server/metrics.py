@@ -1,5 +1,10 @@
-"""Prometheus metrics. No label ever holds a prompt, an id, or anything else a caller chooses."""
+"""Prometheus metrics. No label ever holds a prompt, an id, or anything else a caller chooses.
 
+Every label has a fixed set of values, and all of them are there from the start: a series that
+only appears with its first event hides that event from `rate()`.
+"""
+
+import itertools
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -8,12 +13,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from pipelines.types import Stage
+from server.catalogue import CATALOGUE
 from server.clock import Clock
-from server.jobs import Job
+from server.jobs import Job, Priority, app_id_of
 from server.store.backlog import Backlog
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300)
 """Seconds: from a tiny model's image to a slow card's."""
+
+OUTCOMES = {200: "ok", 422: "invalid", 499: "cancelled", 504: "timed_out"}
+OTHER_OUTCOME = "failed"
+PHASES = ("queued", "running")
+WEBHOOK_RESULTS = ("delivered", "failed", "abandoned")
+TIMED_STAGES = (Stage.ENCODE.value, Stage.DECODE.value)
 
 
 class Metrics:
@@ -29,7 +41,7 @@ class Metrics:
         self._duration = self._histogram(
             "request_duration_seconds", "Time from acceptance to outcome", "app", "outcome"
         )
-        self._stage = self._histogram("stage_seconds", "Time of one stage", "stage")
+        self._stage = self._histogram("stage_seconds", "Time of encoding or decoding", "stage")
         self._step = self._histogram("step_seconds", "Time of one denoising step")
         self._load = self._histogram("model_load_seconds", "Time to load the model")
         self._jobs = self._counter("jobs", "Completed requests", "outcome")
@@ -44,6 +56,7 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_BacklogCollector(self, backlog))
+        self._begin_at_zero()
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""
@@ -88,6 +101,20 @@ class Metrics:
         """Note that a stored file is not where its record says."""
         self._missing.inc()
 
+    def _begin_at_zero(self) -> None:
+        outcomes = (*OUTCOMES.values(), OTHER_OUTCOME)
+        for outcome in outcomes:
+            self._jobs.labels(outcome)
+            for app in catalogue_apps():
+                self._duration.labels(app, outcome)
+        for family, values in (
+            (self._cancelled, PHASES),
+            (self._webhooks, WEBHOOK_RESULTS),
+            (self._stage, TIMED_STAGES),
+        ):
+            for value in values:
+                family.labels(value)
+
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"flux2_{name}", text, labels, registry=self.registry, buckets=BUCKETS)
 
@@ -107,8 +134,11 @@ class _BacklogCollector(Collector):
         depth = GaugeMetricFamily(
             "flux2_queue_depth", "Requests that wait", labels=["app", "priority"]
         )
-        for (app, priority), count in sorted(self._backlog.count_by_app().items()):
-            depth.add_metric([app, priority.name.lower()], count)
+        counts = self._backlog.count_by_app()
+        # An application that a newer version no longer has may still wait in the database.
+        apps = {*catalogue_apps(), *(app for app, _ in counts)}
+        for app, priority in itertools.product(sorted(apps), Priority):
+            depth.add_metric([app, priority.name.lower()], counts.get((app, priority), 0))
         yield depth
         yield GaugeMetricFamily(
             "flux2_queue_running", "Requests that run", value=self._backlog.in_progress
@@ -122,5 +152,9 @@ class _BacklogCollector(Collector):
 
 def outcome_word(http_status: int) -> str:
     """Name an outcome in one of a few words."""
-    words = {200: "ok", 422: "invalid", 499: "cancelled", 504: "timed_out"}
-    return words.get(http_status, "failed")
+    return OUTCOMES.get(http_status, OTHER_OUTCOME)
+
+
+def catalogue_apps() -> list[str]:
+    """Return the applications that the catalogue's endpoints belong to."""
+    return sorted({app_id_of(endpoint_id) for endpoint_id in CATALOGUE})

@@ -21,18 +21,18 @@ def webhook_body(job: Job) -> str:
     outcome = job.outcome
     if outcome is None:
         raise ValueError(f"{job.request_id} is not completed")
-    # fal's two ids differ only after a retry by its own gateway, of which there is none here.
+    succeeded = 200 <= outcome.http_status < 300
+    # As captured on the wire: `error` is there, and null, in a success too. The two ids differ
+    # only after a retry by fal's own gateway, of which there is none here.
     letter: dict[str, Any] = {
-        "request_id": job.request_id,
+        "error": None if succeeded else f"Invalid status code: {outcome.http_status}",
         "gateway_request_id": job.request_id,
-        "status": "OK",
+        "payload": None,
+        "request_id": job.request_id,
+        "status": "OK" if succeeded else "ERROR",
     }
-    if not 200 <= outcome.http_status < 300:
-        letter["status"] = "ERROR"
-        letter["error"] = f"Invalid status code: {outcome.http_status}"
     try:
-        letter["payload"] = json.loads(outcome.body)
-        return json.dumps(letter, ensure_ascii=True, allow_nan=False)
+        payload = json.loads(outcome.body)
+        return json.dumps({**letter, "payload": payload}, ensure_ascii=True, allow_nan=False)
     except (ValueError, RecursionError):
-        letter |= {"payload": None, "payload_error": PAYLOAD_ERROR}
-        return json.dumps(letter, ensure_ascii=True)
+        return json.dumps({**letter, "payload_error": PAYLOAD_ERROR}, ensure_ascii=True)

@@ -110,6 +110,14 @@ class Settings(BaseSettings):
     stage_seconds: float = Field(
         300, gt=0, description="How long encoding or decoding one image may take."
     )
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Whom webhooks may be sent to: host names, `*.domain`, addresses and networks "
+        "(CIDR), separated by commas; empty: nobody.",
+    )
+    webhook_ca_file: Path | None = Field(
+        None, description="PEM file of authorities to trust beside the system's, for webhooks."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
@@ -119,7 +127,7 @@ class Settings(BaseSettings):
     def _none_switches_tls_off(cls, value: Any) -> Any:
         return None if isinstance(value, str) and value.lower() == "none" else value
 
-    @field_validator("tls_names", "devices", mode="before")
+    @field_validator("tls_names", "devices", "webhook_allow", mode="before")
     @classmethod
     def _items_are_separated_by_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -34,7 +34,17 @@ async def sweep(store: Store, files: FileStore, clock: SteadyClock, every_second
     while True:
         try:
             for name in await store.erase_expired(clock()):
-                await asyncio.to_thread(files.delete, name)
-        except (StoreUnavailableError, OSError) as error:
+                await asyncio.to_thread(_delete, files, name)
+        except StoreUnavailableError as error:
             log.error("the sweep failed", reason=str(error))
+        except Exception:
+            # It must not end here unseen: nothing would ever be erased again.
+            log.exception("the sweep stumbled")
         await asyncio.sleep(every_seconds)
+
+
+def _delete(files: FileStore, name: str) -> None:
+    try:
+        files.delete(name)
+    except OSError as error:
+        log.error("an expired file cannot be deleted", name=name, reason=str(error))

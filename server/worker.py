@@ -85,6 +85,7 @@ class Worker:
 
     def start(self) -> None:
         """Begin to work; returns at once, before the pipeline is loaded."""
+        self._parts.metrics.runner(self._name, up=False)
         self._task = asyncio.create_task(self._work(), name=f"worker {self._name}")
 
     def wake(self) -> None:
@@ -96,7 +97,10 @@ class Worker:
         self._stopping = True
         self._wake.set()
         if self._task:
-            done, _ = await asyncio.wait({self._task}, timeout=drain_seconds)
+            # A runner that only loads holds no image, and may well load for minutes.
+            loading = self.runner.state is RunnerState.LOADING
+            timeout = 0 if loading else drain_seconds
+            done, _ = await asyncio.wait({self._task}, timeout=timeout)
             if not done:
                 self._task.cancel()
                 await asyncio.wait({self._task})
@@ -113,6 +117,7 @@ class Worker:
                 await self._pause(STORAGE_RETRY_SECONDS)
                 continue
             except (RunnerLoadError, RunnerDiedError) as error:
+                self._parts.metrics.runner(self._name, up=False)
                 log.error("no runner", reason=str(error), retry_seconds=pause)
             except Exception:
                 log.exception("the worker stumbled", retry_seconds=pause)
@@ -124,7 +129,6 @@ class Worker:
 
     async def _work_once(self) -> None:
         if self.runner.state is RunnerState.STOPPED:
-            self._parts.metrics.runner(self._name, up=False)
             await self.runner.start()
             self._parts.metrics.runner(self._name, up=True, load_seconds=self.runner.load_seconds)
         self._wake.clear()
@@ -154,8 +158,8 @@ class Worker:
         try:
             await asyncio.wait({work, died}, return_when=asyncio.FIRST_COMPLETED)
             if died.done():
-                log.error("the idle runner ended")
                 await self.runner.stop()
+                raise RunnerDiedError("the idle runner ended")
         finally:
             work.cancel()
             died.cancel()
@@ -167,16 +171,25 @@ class Worker:
         parts.events.log(request_id, f"Started on {self.runner.description}.")
         try:
             outcome = await self._make_outcome(job)
-            outcome = replace(outcome, logs=parts.events.end_log(request_id))
+            outcome = replace(outcome, logs=parts.events.dump_log(request_id))
             await self._until_stored(lambda: self._commit(request_id, outcome))
         except RunnerDiedError as error:
             log.error("the runner died", request_id=request_id, reason=str(error))
             parts.metrics.attempt_lost()
-            await self._until_stored(lambda: self._give_back(request_id, runner_died=True))
+            await self._until_stored(
+                lambda: self._give_back(request_id, runner_died=True, charge_attempt=True)
+            )
+            raise
         except asyncio.CancelledError:
             # Where even this fails the row stays IN_PROGRESS, and the next start puts it back.
             with contextlib.suppress(StoreUnavailableError):
-                await self._give_back(request_id, runner_died=False)
+                await self._give_back(request_id, runner_died=False, charge_attempt=False)
+            raise
+        except Exception:
+            # A fault of ours beside the making, charged so that it cannot come back for ever.
+            await self._until_stored(
+                lambda: self._give_back(request_id, runner_died=False, charge_attempt=True)
+            )
             raise
         finally:
             parts.inputs.release(request_id)
@@ -185,6 +198,9 @@ class Worker:
 
     async def _make_outcome(self, job: Job) -> Outcome:
         keep_seconds = self._keep_seconds(job)
+        if job.cancel_requested:
+            # Its cancel was accepted while a server ran it that is dead by now.
+            return error_outcome(cancelled_error(), keep_seconds)
         try:
             endpoint = find_endpoint(job.endpoint_id)
             order = endpoint.parse(json.loads(job.input))
@@ -203,11 +219,12 @@ class Worker:
         except Exception:
             # A fault of ours fails this job alone: left to escape, it would come back for ever.
             log.exception("the attempt failed", request_id=job.request_id)
-            fault = RequestError(500, "Internal Server Error", "internal_error")
-            return error_outcome(fault, keep_seconds)
+            return error_outcome(_our_fault(), keep_seconds)
 
     async def _run(self, job: Job, order: Order) -> Generated:
-        references = await self._parts.inputs.prepare(job.request_id, order.image_urls)
+        references = await self._until_stored(
+            lambda: self._parts.inputs.prepare(job.request_id, order.image_urls)
+        )
         request = GenerationRequest(
             request_id=job.request_id,
             prompt=order.prompt,
@@ -259,7 +276,9 @@ class Worker:
         if job:
             self._parts.on_completed(job)
 
-    async def _give_back(self, request_id: str, *, runner_died: bool) -> None:
+    async def _give_back(
+        self, request_id: str, *, runner_died: bool, charge_attempt: bool
+    ) -> None:
         """Put a job whose attempt was lost back into the queue, or fail it for good."""
         now = self._parts.clock()
 
@@ -267,10 +286,14 @@ class Worker:
             keep_seconds = self._keep_seconds(job)
             if job.cancel_requested:
                 return jobs.complete(job, error_outcome(cancelled_error(), keep_seconds), now)
-            if not runner_died or jobs.may_retry(job, runner_died=True):
-                return jobs.requeue(job, runner_died=runner_died, charge_attempt=runner_died)
-            lost = RequestError(503, "The runner was lost", "runner_disconnected")
-            return jobs.complete(job, error_outcome(lost, keep_seconds), now)
+            if not charge_attempt or jobs.may_retry(job, runner_died=runner_died):
+                return jobs.requeue(job, runner_died=runner_died, charge_attempt=charge_attempt)
+            error = (
+                RequestError(503, "The runner was lost", "runner_disconnected")
+                if runner_died
+                else _our_fault()
+            )
+            return jobs.complete(job, error_outcome(error, keep_seconds), now)
 
         with contextlib.suppress(IllegalTransitionError):
             job = await self._parts.store.change(request_id, transition)
@@ -306,6 +329,10 @@ def _describe(progress: Progress, num_images: int) -> str:
     if progress.stage is Stage.DENOISE:
         return f"{image}: step {progress.step} of {progress.steps}."
     return f"{image}: decoded."
+
+
+def _our_fault() -> RequestError:
+    return RequestError(500, "Internal Server Error", "internal_error")
 
 
 def _failure(error: GenerationFailedError) -> RequestError:

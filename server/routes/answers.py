@@ -1,13 +1,23 @@
-"""The one way to make a JSON answer."""
+"""The one way to make a JSON answer, and the one way to stream events."""
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Send
 
 from server.errors import FalError, RequestError
+
+SEND_SECONDS = 60.0
+"""How long the reader of an event stream may take nothing before it is given up."""
+
+KEEP_ALIVE = ": nothing new\n\n"
+"""A comment, which readers of events skip: it keeps time limits on silence from striking, such as
+Node's of five minutes and most proxies' of one."""
 
 
 class AsciiJSONResponse(JSONResponse):
@@ -16,6 +26,36 @@ class AsciiJSONResponse(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Encode with every character above ASCII escaped."""
         return json.dumps(content, ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    However it ends, `events` is closed then: when they are through, when the reader leaves, or
+    when it stays but takes nothing for `SEND_SECONDS`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[str], headers: Mapping[str, str]) -> None:
+        super().__init__(events, headers={**headers, "cache-control": "no-store"})
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        """Send what comes; returns early, with the answer incomplete, when nobody takes it."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+
+        async with contextlib.aclosing(self._events):
+            with contextlib.suppress(TimeoutError):
+                await super().stream_response(send_in_time)
+
+
+def event(body: Any) -> str:
+    """Write one event, in ASCII as all JSON here."""
+    return f"data: {json.dumps(body, ensure_ascii=True, allow_nan=False)}\n\n"
 
 
 def error_response(error: FalError, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,8 +9,8 @@ from server.errors import RequestError
 from server.routes.answers import error_response
 from server.routes.doors import QUEUE_PREFIX
 
-OPEN_PREFIXES = ("/health", "/files/", "/api/openapi/")
-"""Open without a key: probes, documents, and files, whose names are secrets themselves."""
+OPEN_PREFIXES = ("/health", "/files/", "/api/openapi/", "/.well-known/")
+"""Open without a key: probes, documents, public keys, and files, whose names are secrets."""
 
 
 class AuthMiddleware:

@@ -1,6 +1,8 @@
 """Probes: live means that this process answers, ready that an image can be made.
 
-Neither asks the runner anything, so both answer while it computes.
+Neither asks the runner anything, so both answer while it computes. Probes are open to all, but
+the metrics tell how busy a box is and with what: where a key is set they need it, as everything
+else does. Prometheus sends it as its bearer token (`authorization: {credentials: ...}`).
 """
 
 from fastapi import APIRouter

@@ -5,13 +5,12 @@ in every path, so each route takes both.
 """
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from server.admission import Admission
 from server.catalogue import find_endpoint
@@ -19,7 +18,7 @@ from server.dispatcher import Dispatcher
 from server.errors import RequestError, UnknownRequestError
 from server.events import Events
 from server.jobs import IllegalTransitionError, Job, JobStatus
-from server.routes.answers import AsciiJSONResponse, read_json
+from server.routes.answers import KEEP_ALIVE, AsciiJSONResponse, EventStream, event, read_json
 from server.routes.doors import REQUEST_ID_HEADER, Door, door_of
 from server.routes.wishes import read_wishes
 from server.schemas import CancelAnswer, LogEntry, QueueStatus
@@ -78,33 +77,37 @@ class QueueRoutes:
         logs: Annotated[str, Query()] = "0",
     ) -> Response:
         """Send the status as server-sent events, one for each change, until it is COMPLETED."""
-        await self._find(app_path, request_id)
-        events = self._stream(request_id, door_of(request), logs.lower() in TRUE_WORDS)
-        return StreamingResponse(
-            events,
-            media_type="text/event-stream",
-            headers={REQUEST_ID_HEADER: request_id, "cache-control": "no-store"},
-        )
+        job = await self._find(app_path, request_id)
+        events = self._stream(job, door_of(request), logs.lower() in TRUE_WORDS)
+        return EventStream(events, {REQUEST_ID_HEADER: request_id})
 
-    async def _stream(self, request_id: str, door: Door, with_logs: bool) -> AsyncIterator[str]:
+    async def _stream(self, job: Job, door: Door, with_logs: bool) -> AsyncGenerator[str]:
         """Yield events. Log lines go out once each: the client collects them itself."""
-        sent_lines, previous = 0, None
-        with self._events.watch(request_id) as changed:
+        sent_lines, attempt, previous = 0, job.attempts, None
+        with self._events.watch(job.request_id) as changed:
+            changed.set()
             while True:
-                changed.clear()
-                job = await self._store.get(request_id)
-                if job is None:
-                    return
-                lines = self._read_log(job) if with_logs else None
-                body = self._describe(job, door, None if lines is None else lines[sent_lines:])
-                sent_lines = len(lines or ())
-                if body != previous:
-                    yield f"data: {json.dumps(body, ensure_ascii=True)}\n\n"
-                previous = body
+                if changed.is_set():
+                    changed.clear()
+                    found = await self._store.get(job.request_id)
+                    if found is None:
+                        return
+                    job = found
+                if job.attempts != attempt:
+                    sent_lines, attempt = 0, job.attempts
+                lines = self._read_log(job)[sent_lines:] if with_logs else None
+                sent_lines += len(lines or ())
+                body = self._describe(job, door, lines)
+                state = {**body, "logs": None}
+                if lines or state != previous:
+                    yield event(body)
+                previous = state
                 if job.outcome or self._events.closed:
                     return
-                with contextlib.suppress(TimeoutError):
+                try:
                     await asyncio.wait_for(changed.wait(), POSITION_SECONDS)
+                except TimeoutError:
+                    yield KEEP_ALIVE
 
     def _describe(
         self, job: Job, door: Door, lines: list[LogEntry] | None = None

@@ -202,7 +202,8 @@ class LocalRunner:
         """End the child: it ends by itself when the socket closes, or else it is killed."""
         self.state = RunnerState.STOPPED
         if self._writer:
-            self._writer.close()
+            # Not closed in order: a child that reads nothing would keep us waiting for ever.
+            self._writer.transport.abort()
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()
         if self._process:
@@ -240,7 +241,10 @@ class LocalRunner:
             raise RunnerDiedError("the runner is not running")
         try:
             self._writer.write(to_runner(message))
-            await self._writer.drain()
+            async with asyncio.timeout(self._limits.stage_seconds):
+                await self._writer.drain()
+        except TimeoutError:
+            raise RunnerDiedError("the runner hung: it takes no orders") from None
         except OSError:
             raise RunnerDiedError(await self._describe_end()) from None
 

@@ -149,8 +149,11 @@ class Runner:
 
     def _send(self, message: FromRunner, payload: bytes = b"") -> None:
         frame = from_runner(message, payload)
-        with self._write_lock:
-            self._connection.sendall(frame)
+        try:
+            with self._write_lock:
+                self._connection.sendall(frame)
+        except OSError:
+            os._exit(EXIT_GATEWAY_GONE)
 
     def _read_orders(self) -> None:
         with self._connection.makefile("rb") as stream:

@@ -1,6 +1,7 @@
 """SQLite, opened and kept the way the queue's promises need it."""
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -64,14 +65,18 @@ class Database:
     async def open(self) -> None:
         """Take the folder's lock, check the database, and bring it up to the newest schema.
 
-        Raises `StoreLockedError` when a second server is running on the folder and
-        `StoreCorruptError` when the database is damaged.
+        Raises `StoreLockedError` when a second server is running on the folder,
+        `StoreCorruptError` when the database is damaged, and `StoreUnavailableError` when it
+        cannot be had just now.
         """
         self._lock_path.parent.mkdir(parents=True, exist_ok=True)
         self._lock_fd = _take_lock(self._lock_path)
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._writer, self._open_writer)
+        except sqlite3.OperationalError as error:
+            await self.close()
+            raise StoreUnavailableError(f"{self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
             await self.close()
             raise StoreCorruptError(
@@ -112,7 +117,7 @@ class Database:
             except BaseException as error:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
+                if _is_refusal(error):
                     self.problem = str(error)
                     raise StoreUnavailableError(str(error)) from error
                 raise
@@ -132,25 +137,35 @@ class Database:
         def query() -> T:
             try:
                 return work(_opened(self._read_connection))
-            except sqlite3.OperationalError as error:
-                raise StoreUnavailableError(str(error)) from error
+            except sqlite3.DatabaseError as error:
+                if _is_refusal(error):
+                    raise StoreUnavailableError(str(error)) from error
+                raise
 
         return await asyncio.get_running_loop().run_in_executor(self._reader, query)
 
     async def checkpoint(self) -> None:
-        """Write the log back and cut it off, so that erased rows are nowhere on the disk."""
+        """Write the log back and cut it off, so that erased rows are nowhere on the disk.
+
+        Raises `StoreUnavailableError` when that is not possible now.
+        """
 
         def work() -> None:
-            _opened(self._write_connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection = _opened(self._write_connection)
+            try:
+                busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError as error:
+                raise StoreUnavailableError(str(error)) from error
+            if busy:
+                raise StoreUnavailableError("somebody reads the log")
 
         await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
     def _open_writer(self) -> None:
+        if self.path.exists():
+            _check(self.path)
         connection = _connect(self.path)
         self._write_connection = connection
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -170,6 +185,14 @@ def load_queries(name: str) -> dict[str, str]:
     return {name.strip(): body.strip() for name, _, body in named}
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Say whether the database, not the statement, is the trouble: locked, full or damaged.
+
+    Python raises the bare `DatabaseError` for a damaged file.
+    """
+    return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+
+
 def _opened(connection: sqlite3.Connection | None) -> sqlite3.Connection:
     if connection is None:
         raise RuntimeError("the store is not open")
@@ -183,6 +206,20 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def _check(path: Path) -> None:
+    """Raise `sqlite3.DatabaseError` when the database is damaged, without touching it.
+
+    Read-only, because the last connection that may write moves the log into the file as it
+    closes: a damaged file would be changed by being looked at.
+    """
+    with contextlib.closing(
+        sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    ) as connection:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
 
 
 def _take_lock(path: Path) -> int:

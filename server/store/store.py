@@ -9,7 +9,7 @@ from server import jobs
 from server.jobs import Job, Priority, StoredFile
 from server.payloads import webhook_body
 from server.store.backlog import Backlog
-from server.store.database import Database, load_queries
+from server.store.database import Database, StoreUnavailableError, load_queries
 from server.store.rows import file_of, job_of, row_of
 
 Transition = Callable[[Job], Job]
@@ -23,6 +23,7 @@ class Store(Database):
         super().__init__(data_dir)
         self._queries = load_queries("queries.sql")
         self.backlog = Backlog()
+        self._checkpoint_due = False
 
     async def open(self) -> None:
         """Open the database and count what waits in it. Raises as `Database.open` does."""
@@ -140,14 +141,20 @@ class Store(Database):
             return len(expired), [row["name"] for row in names]
 
         names: list[str] = []
-        erased_any, more = False, True
-        while more:
-            erased, batch = await self.write(write)
-            names += batch
-            erased_any |= erased > 0
-            more = max(erased, len(batch)) == limit
-        if erased_any:
-            await self.checkpoint()
+        more = True
+        try:
+            while more:
+                erased, batch = await self.write(write)
+                names += batch
+                self._checkpoint_due |= erased > 0
+                more = max(erased, len(batch)) == limit
+            if self._checkpoint_due:
+                await self.checkpoint()
+                self._checkpoint_due = False
+        except StoreUnavailableError:
+            if not names:
+                raise
+            # Their rows are gone: this is the one chance to delete them before the next start.
         return names
 
     async def _read_column(self, query: str, parameters: dict[str, object]) -> list[str]:

@@ -4,11 +4,13 @@ A runner is told to use one by `pipeline_factory="fault_pipelines:NAME"`, with t
 PYTHONPATH. What a request does is chosen by its prompt.
 """
 
+import ctypes
 import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -29,6 +31,10 @@ from pipelines.types import (
     Timings,
 )
 
+GATED_STEPS = 6
+FLAKY_LOADS = 5
+HANG_SECONDS = 600
+
 
 class FaultPipeline:
     """Does what the prompt's first word says; any other prompt gives plain images at once."""
@@ -44,7 +50,26 @@ class FaultPipeline:
         self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
     ) -> Iterator[GeneratedImage]:
         """Yield images of one colour, the seed's, or fail as asked."""
-        word = request.prompt.split(" ")[0]
+        word, _, rest = request.prompt.partition(" ")
+        if word == "once":
+            word = _first_time(*rest.split(" "))
+        self._fail(word)
+        on_step(Step(Stage.ENCODE, 0, 1, 1))
+        if word == "hold":
+            self._hold(request, on_step, is_cancelled)
+        if word == "gated":
+            self._pass_gates(Path(rest), on_step, is_cancelled)
+        if word in ("hang", "spin", "seize"):
+            _hang(word, on_step)
+        settings = request.settings
+        for index in range(request.num_images):
+            seed = request.seed + index
+            picture = Image.new("RGB", (settings.width, settings.height), (seed % 256, 0, 0))
+            on_step(Step(Stage.DECODE, index, 1, 1))
+            yield GeneratedImage(index, seed, picture, Timings(0.0, 0.0, 0.0))
+
+    def _fail(self, word: str) -> None:
+        """Fail before the first step, if this word asks for it."""
         if word == "oom":
             raise OutOfMemoryError("too little memory for this one")
         if word == "oom-once" and not self._memory_released:
@@ -53,17 +78,8 @@ class FaultPipeline:
             raise ValueError("a fault of ours, with /secret/path")
         if word == "lost":
             raise DeviceLostError("an illegal memory access was encountered")
-        if word == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        on_step(Step(Stage.ENCODE, 0, 1, 1))
-        if word == "hold":
-            self._hold(request, on_step, is_cancelled)
-        settings = request.settings
-        for index in range(request.num_images):
-            seed = request.seed + index
-            picture = Image.new("RGB", (settings.width, settings.height), (seed % 256, 0, 0))
-            on_step(Step(Stage.DECODE, index, 1, 1))
-            yield GeneratedImage(index, seed, picture, Timings(0.0, 0.0, 0.0))
+        if word in ("die", "segfault"):
+            os.kill(os.getpid(), signal.SIGKILL if word == "die" else signal.SIGSEGV)
 
     def _hold(self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled) -> None:
         """Take steps until cancelled, or until the file that the prompt names exists."""
@@ -77,6 +93,38 @@ class FaultPipeline:
             on_step(Step(Stage.DENOISE, 0, min(step, 3), 3))
             pause.wait(0.01)
         raise CancelledError("cancelled by the caller")
+
+    def _pass_gates(self, folder: Path, on_step: OnStep, is_cancelled: IsCancelled) -> None:
+        """Take each step when the file of its number is in the folder, unless cancelled."""
+        pause = threading.Event()
+        for step in range(1, GATED_STEPS + 1):
+            while not (folder / str(step)).exists():
+                if is_cancelled():
+                    raise CancelledError("cancelled by the caller")
+                pause.wait(0.002)
+            on_step(Step(Stage.DENOISE, 0, step, GATED_STEPS))
+
+
+def _first_time(flag: str, word: str) -> str:
+    """Return the word once for each flag file, which need not exist yet, and then no fault."""
+    if Path(flag).exists():
+        return "plain"
+    Path(flag).touch()
+    return word
+
+
+def _hang(word: str, on_step: OnStep) -> None:
+    """Take one step and no other, deaf to SIGTERM: waiting, computing, or holding the GIL.
+
+    With the GIL held not even the thread that watches the gateway's socket runs.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    on_step(Step(Stage.DENOISE, 0, 1, 3))
+    while word == "spin":
+        pass
+    if word == "seize":
+        ctypes.PyDLL(None).sleep(HANG_SECONDS)
+    threading.Event().wait(HANG_SECONDS)
 
 
 def instant(_options: Any) -> tuple[FaultPipeline, str]:
@@ -92,6 +140,22 @@ def missing(_options: Any) -> tuple[FaultPipeline, str]:
 def stillborn(_options: Any) -> tuple[FaultPipeline, str]:
     """End the process while loading."""
     os._exit(9)
+
+
+def flaky(options: Any) -> tuple[FaultPipeline, str]:
+    """Find no model five times; the times are counted in the model's folder."""
+    counter = Path(options.model) / "loads"
+    loads = int(counter.read_text(encoding="ascii")) if counter.exists() else 0
+    counter.write_text(str(loads + 1), encoding="ascii")
+    if loads < FLAKY_LOADS:
+        raise ModelNotFoundError(f"load {loads + 1} finds no model")
+    return FaultPipeline(), "a fault pipeline, at last"
+
+
+def endless(_options: Any) -> tuple[FaultPipeline, str]:
+    """Load for longer than anybody waits."""
+    threading.Event().wait(HANG_SECONDS)
+    raise ModelNotFoundError("nothing after all")
 
 
 def describe_environment(_options: Any) -> tuple[FaultPipeline, str]:

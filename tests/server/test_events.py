@@ -39,10 +39,12 @@ async def test_logs_are_kept_while_the_job_runs() -> None:
     (line,) = events.read_log("a")
     assert (line.message, line.level, line.labels) == ("hello", "WARN", {"level": "WARN"})
     assert line.timestamp.endswith("Z")
-    (stored,) = json.loads(events.end_log("a"))
+    (stored,) = json.loads(events.dump_log("a"))
     assert stored["message"] == "hello"
+    assert events.read_log("a") == [line]
+    events.end_log("a")
     assert events.read_log("a") == []
-    assert events.end_log("a") == "[]"
+    assert events.dump_log("a") == "[]"
 
 
 async def test_a_log_is_bounded() -> None:

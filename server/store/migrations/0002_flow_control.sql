@@ -34,7 +34,14 @@ CREATE TABLE webhooks (
     attempts        INTEGER NOT NULL,
     next_attempt_at REAL NOT NULL,
     state           TEXT NOT NULL CHECK (state IN ('pending', 'delivered', 'abandoned')),
-    last_error      TEXT
+    last_error      TEXT,
+    -- The receiver: the URL up to its path. The shortest URL that has a host is 8 characters long.
+    origin          TEXT GENERATED ALWAYS AS (
+        lower(substr(
+            url, 1, instr(substr(replace(replace(url, '?', '/'), '#', '/'), 9) || '/', '/') + 7
+        ))
+    ) VIRTUAL
 ) STRICT;
 
 CREATE INDEX webhooks_due ON webhooks (next_attempt_at) WHERE state = 'pending';
+CREATE INDEX webhooks_of_receiver ON webhooks (origin, next_attempt_at) WHERE state = 'pending';

@@ -1,0 +1,58 @@
+"""The benchmark runs from end to end; its figures are for people, only their form is checked."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LIMIT_SECONDS = 240
+
+FEW = (
+    *("--backlogs", "20", "--rounds", "1", "--samples", "3", "--seconds", "1"),
+    *("--pairs", "1", "--steps", "4"),
+)
+"""The least of everything, on one backlog."""
+
+
+def test_it_measures_and_reports(demo_model: Path, tmp_path: Path) -> None:
+    """Every figure and cost is there, the data folder is clean again, and nothing is appended.
+
+    Without wrk on the path, so that the loader in Python is what runs on every machine.
+    """
+    report = ROOT / "docs" / "BENCHMARKS.md"
+    before = report.read_bytes()
+    done = subprocess.run(
+        [
+            *(sys.executable, "scripts/bench_queue.py", *FEW),
+            *("--model", demo_model, "--data", tmp_path / "data", "--no-append"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(Path(sys.executable).parent)},
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "for want of wrk" in done.stdout
+    for row in (
+        r"\| submits, 8 clients, each synced \| \d+/s, p50 [\d.]+ ms, p99 [\d.]+ ms \|  \|  \|",
+        r"\| (claim|status|submit) beside 20 over beside 20 \| [\d.]+x \| ≤ 1.3x \| \S+ \|",
+        r"\| status polls while .* \| \d+/s, .* \| ≥ 500/s, p99 < 50 ms \| \S+ \|",
+        r"\| accepted to COMPLETED .* \| [\d.]+ s / [\d.]+ s = [\d.]+ \| ≤ 1.05 \| \S+ \|",
+        r"\| 20 \|( [\d.]+, [\d.]+ \|){4}",
+    ):
+        assert re.search(f"^{row}$", done.stdout, re.MULTILINE), (row, done.stdout)
+    assert list((tmp_path / "data").iterdir()) == []
+    assert report.read_bytes() == before
+
+
+def test_the_command_tells_how_it_is_used() -> None:
+    """Without the name of a benchmark it says which there are, and fails."""
+    done = subprocess.run(
+        [ROOT / "scripts" / "bench"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "scripts/bench queue" in done.stderr
