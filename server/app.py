@@ -22,7 +22,7 @@ from server.inputs import InputPreparer
 from server.routes import health, openapi, queue, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware
-from server.routes.doors import DoorMiddleware
+from server.routes.doors import DoorMiddleware, RequestIdMiddleware
 from server.runners.local import LocalRunner
 from server.runners.messages import Load
 from server.settings import Settings
@@ -91,20 +91,19 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         default_response_class=AsciiJSONResponse,
-        max_body_size=settings.body_limit_bytes,
         exception_handlers={
             FalError: handle_fal_error,
             HTTPException: _handle_http_error,
-            Exception: _handle_unexpected,
         },
     )
     app.state.drain = drain
     app.include_router(health.make_router(settings, store, dispatcher))
     app.include_router(openapi.make_router())
     app.include_router(storage.make_router(store, files))
-    app.include_router(queue.QueueRoutes(store, admission, dispatcher, events).router)
-    app.include_router(run.make_router(store, admission, events))
-    # Last added is outermost: CORS, so that a browser can read refusals too.
+    limit = settings.body_limit_bytes
+    app.include_router(queue.QueueRoutes(store, admission, dispatcher, events, limit).router)
+    app.include_router(run.make_router(store, admission, events, limit))
+    # Last added is outermost. CORS is outside whatever refuses, so that a browser can read it.
     key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(AuthMiddleware, api_key=key)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
@@ -115,6 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
+    app.add_middleware(RequestIdMiddleware)
     return app
 
 
@@ -162,8 +162,3 @@ async def _handle_http_error(_request: Request, error: Exception) -> Response:
         raise error
     headers = dict(error.headers or {})
     return error_response(RequestError(error.status_code, error.detail), headers)
-
-
-async def _handle_unexpected(request: Request, error: Exception) -> Response:
-    log.error("unhandled error", path=request.url.path, exc_info=error)
-    return error_response(RequestError(500, "Internal Server Error", "internal_error"))

@@ -32,7 +32,6 @@ def make_router(settings: Settings, store: Store, dispatcher: Dispatcher) -> API
         }
         return AsciiJSONResponse(body, status_code=503 if problem else 200)
 
-    router.add_api_route("/health", live, methods=["GET"])
-    router.add_api_route("/health/live", live, methods=["GET"])
-    router.add_api_route("/health/ready", ready, methods=["GET"])
+    for path, probe in (("/health", live), ("/health/live", live), ("/health/ready", ready)):
+        router.add_api_route(path, probe, methods=["GET", "HEAD"])
     return router

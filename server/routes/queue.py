@@ -28,12 +28,18 @@ class QueueRoutes:
     """The routes over the given parts; `router` holds them."""
 
     def __init__(
-        self, store: Store, admission: Admission, dispatcher: Dispatcher, events: Events
+        self,
+        store: Store,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        events: Events,
+        body_limit_bytes: int,
     ) -> None:
         self._store = store
         self._admission = admission
         self._dispatcher = dispatcher
         self._events = events
+        self._body_limit_bytes = body_limit_bytes
         self.router = APIRouter(prefix="/queue", include_in_schema=False)
         kept = "/{app_path:path}/requests/{request_id}"
         self.router.add_api_route(f"{kept}/status", self.status, methods=["GET"])
@@ -46,15 +52,16 @@ class QueueRoutes:
         """Accept a request. Its input is validated by the job, not here, as on fal."""
         endpoint = find_endpoint(endpoint_id)
         door = door_of(request)
-        job = await self._admission.accept(endpoint, await read_json(request), door.origin)
-        body = QueueStatus(
+        body = await read_json(request, self._body_limit_bytes)
+        job = await self._admission.accept(endpoint, body, door.origin)
+        status = QueueStatus(
             **_urls(job, door),
             status=JobStatus.IN_QUEUE.value,
             queue_position=await self._store.count_ahead(job.request_id),
             logs=None,
             metrics={},
         )
-        return _answer(job.request_id, body.model_dump(exclude_unset=True), 200)
+        return _answer(job.request_id, status.model_dump(exclude_unset=True), 200)
 
     async def status(
         self,

@@ -14,13 +14,15 @@ from server.routes.queue import replay
 from server.store import Store
 
 
-def make_router(store: Store, admission: Admission, events: Events) -> APIRouter:
+def make_router(
+    store: Store, admission: Admission, events: Events, body_limit_bytes: int
+) -> APIRouter:
     """Make the route over the given parts."""
     router = APIRouter(include_in_schema=False)
 
     async def run(request: Request, endpoint_id: str) -> Response:
         endpoint = find_endpoint(endpoint_id)
-        body = await read_json(request)
+        body = await read_json(request, body_limit_bytes)
         # The job validates too, but this caller is here to hear it without waiting its turn.
         endpoint.parse(body)
         job = await admission.accept(endpoint, body, door_of(request).origin)
