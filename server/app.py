@@ -25,7 +25,7 @@ from server.metrics import Metrics
 from server.routes import health, jwks, openapi, queue, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware
-from server.routes.doors import DoorMiddleware
+from server.routes.doors import DoorMiddleware, RequestIdMiddleware
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
 from server.settings import ENV_PREFIX, Settings
@@ -126,11 +126,9 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         default_response_class=AsciiJSONResponse,
-        max_body_size=settings.body_limit_bytes,
         exception_handlers={
             FalError: handle_fal_error,
             HTTPException: _handle_http_error,
-            Exception: _handle_unexpected,
         },
     )
     app.state.drain = drain
@@ -139,13 +137,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(openapi.make_router())
     app.include_router(jwks.make_router(signer))
     app.include_router(storage.make_router(store, files, metrics))
-    app.include_router(queue.QueueRoutes(store, admission, dispatcher, events).router)
+    limit = settings.body_limit_bytes
+    app.include_router(queue.QueueRoutes(store, admission, dispatcher, events, limit).router)
     app.include_router(
         run.make_router(
             store,
             admission,
             dispatcher,
             events,
+            body_limit_bytes=limit,
             cancel_on_disconnect=settings.cancel_on_disconnect,
         )
     )
@@ -154,7 +154,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Last added is outermost: CORS, so that a browser can read refusals too."""
+    """Last added is outermost. CORS is outside whatever refuses, so that a browser can read it."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(AuthMiddleware, api_key=key)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
@@ -165,6 +165,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
+    app.add_middleware(RequestIdMiddleware)
 
 
 def make_runner(settings: Settings, device: str) -> LocalRunner:
@@ -213,8 +214,3 @@ async def _handle_http_error(_request: Request, error: Exception) -> Response:
         raise error
     headers = dict(error.headers or {})
     return error_response(RequestError(error.status_code, error.detail), headers)
-
-
-async def _handle_unexpected(request: Request, error: Exception) -> Response:
-    log.error("unhandled error", path=request.url.path, exc_info=error)
-    return error_response(RequestError(500, "Internal Server Error", "internal_error"))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.types import Acceleration, GenerationSettings, floor_to_multiple
 from server import schemas
-from server.errors import RequestError, field_errors
+from server.errors import InputError, RequestError, field_errors
 from server.schemas import PRESET_SIZES, RANDOM_SEED_LIMIT, OutputFormat
 
 TURBO_SIGMAS = (1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031)
@@ -55,8 +55,12 @@ class Endpoint:
 
     def parse(self, body: Any) -> Order:
         """Validate a request body. Raises `InputError` with one entry for every mistake."""
+        if body is None:
+            missing = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
+            raise InputError([missing])
         try:
-            parsed = self.input.model_validate(body)
+            # As FastAPI validates bodies, so that what is no object is told in its words.
+            parsed = self.input.model_validate(body, from_attributes=True)
         except ValidationError as error:
             raise field_errors(error) from error
         values: dict[str, Any] = {

@@ -92,7 +92,7 @@ async def serve(app: FastAPI, settings: Settings, make_tls: Callable[[], TlsFile
 
 
 def _spare_the_collector() -> None:
-    """Have the garbage collector pass over all that is there now and stays: modules, routes, models.
+    """Have the garbage collector pass over all that is there now and stays, such as modules.
 
     Under many requests at once it would look through these some hundred thousand objects several
     times a second, and everybody waits meanwhile.
@@ -143,8 +143,8 @@ def _make_server(app: FastAPI, tls: TlsFiles | None) -> _Server:
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only where it reads TCP: without it
-    # each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+    # asyncio switches Nagle's algorithm off only on sockets that say they are TCP; with it on,
+    # every answer on a kept-open connection waits 40 ms for the client's delayed ACK.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -7,7 +7,15 @@ depend on them. Unknown keys are ignored, as fal does.
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+)
+from pydantic_core import PydanticKnownError
 
 from pipelines.types import MAX_SEED
 
@@ -76,15 +84,26 @@ class _PassThrough(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+def _check_encodable(text: str) -> str:
+    """Refuse lone surrogates: JSON can carry them, nothing behind it can."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PydanticKnownError("string_unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_encodable)]
+
 GenerationPrompt = Annotated[
-    str,
+    Text,
     Field(
         description="The prompt to generate an image from.",
         examples=["A lighthouse on a cliff at dusk, long exposure, soft waves"],
     ),
 ]
 EditPrompt = Annotated[
-    str,
+    Text,
     Field(
         description="The prompt to edit the image.",
         examples=["Remove the meat from the hamburger"],
@@ -185,7 +204,7 @@ class FlashEditInput(_PassThrough):
     enable_safety_checker: CheckSafety = True
     output_format: AskedFormat = "png"
     image_urls: Annotated[
-        list[str],
+        list[Text],
         Field(
             min_length=1,
             description="The URLs of the images for editing. A maximum of 4 images are allowed, "

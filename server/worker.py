@@ -276,9 +276,7 @@ class Worker:
         if job:
             self._parts.on_completed(job)
 
-    async def _give_back(
-        self, request_id: str, *, runner_died: bool, charge_attempt: bool
-    ) -> None:
+    async def _give_back(self, request_id: str, *, runner_died: bool, charge_attempt: bool) -> None:
         """Put a job whose attempt was lost back into the queue, or fail it for good."""
         now = self._parts.clock()
 

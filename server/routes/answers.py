@@ -10,7 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Send
 
-from server.errors import FalError, RequestError
+from server.errors import FalError, InputError, RequestError
+
+MAX_DEPTH = 100
+UNREADABLE = "There was an error parsing the body"
 
 SEND_SECONDS = 60.0
 """How long the reader of an event stream may take nothing before it is given up."""
@@ -72,23 +75,64 @@ async def handle_fal_error(_request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-async def read_json(request: Request) -> Any:
+async def read_json(request: Request, limit_bytes: int) -> Any:
     """Parse the body as JSON, whatever its content type says (curl sends none).
 
-    Raises `RequestError` 400 for a body that is not JSON; NaN and Infinity are not JSON.
+    Raises `RequestError` 413 for a body above `limit_bytes`, `InputError` `json_invalid` for
+    one that is not JSON (NaN and Infinity are not), and `RequestError` 400 for one that is
+    nested more than a hundred deep or has a number of thousands of digits.
     """
-    body = await request.body()
+    body = await _read_body(request, limit_bytes)
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _json_invalid(error.pos, error.msg) from error
+    except UnicodeDecodeError as error:
+        raise _json_invalid(error.start, "not UTF-8, UTF-16 or UTF-32") from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"The request body is not valid JSON: {_reason(error)}") from error
+        raise RequestError(400, UNREADABLE) from error
+    if _is_too_deep(value):
+        raise RequestError(400, UNREADABLE)
+    return value
+
+
+async def _read_body(request: Request, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            # The rest is not read, so the connection is of no use for another request.
+            headers = {"connection": "close"}
+            raise RequestError(413, f"The body exceeds {limit_bytes} bytes", headers=headers)
+    return bytes(body)
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Measure without recursion: what would overflow the stack here would do so later too."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _json_invalid(position: int, reason: str) -> InputError:
+    """Make FastAPI's own error for a body that does not parse."""
+    item = {
+        "type": "json_invalid",
+        "loc": ["body", position],
+        "msg": "JSON decode error",
+        "input": {},
+        "ctx": {"error": reason},
+    }
+    return InputError([item])
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return str(error)[:200]
+    raise json.JSONDecodeError(f"{name} is not a JSON number", name, 0)

@@ -11,12 +11,15 @@ import uuid
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import RequestError
 from server.routes.answers import error_response
+
+log = structlog.get_logger(__name__)
 
 PROXY_PATH = "/api/fal/proxy"
 TARGET_HEADER = "x-fal-target-url"
@@ -35,8 +38,25 @@ class Door:
     queue_url: str
 
 
+class RequestIdMiddleware:
+    """Puts a fresh request id on every answer that has none of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an HTTP request on and mark its answer; leave everything else alone."""
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, str(uuid.uuid4()))
+            await send(message)
+
+        await self._app(scope, receive, send_with_id if scope["type"] == "http" else send)
+
+
 class DoorMiddleware:
-    """Makes the path canonical, notes the door, and puts a request id on every answer."""
+    """Makes the path canonical, notes the door, and answers for whatever escapes the app."""
 
     def __init__(self, app: ASGIApp, public_url: str | None = None) -> None:
         self._app = app
@@ -47,19 +67,23 @@ class DoorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        fallback_id = str(uuid.uuid4())
+        started = False
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, fallback_id)
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            inner = self._enter(scope)
+            await self._app(self._enter(scope), receive, watched_send)
         except RequestError as error:
-            await error_response(error)(scope, receive, send_with_id)
-            return
-        await self._app(inner, receive, send_with_id)
+            await error_response(error)(scope, receive, send)
+        except Exception:
+            log.exception("unhandled error", path=scope["path"])
+            if started:
+                raise
+            fault = RequestError(500, "Internal Server Error", "internal_error")
+            await error_response(fault)(scope, receive, send)
 
     def _enter(self, scope: Scope) -> Scope:
         headers = Headers(scope=scope)
@@ -71,7 +95,7 @@ class DoorMiddleware:
             by_host = False
         else:
             to_queue = by_host
-        path = "/" + path.strip("/")
+        path = "/" + re.sub(r"/{2,}", "/", path).strip("/")
         if path == RUN_PREFIX or path.startswith(RUN_PREFIX + "/"):
             path = path.removeprefix(RUN_PREFIX) or "/"
         elif to_queue and not _is_common(path):
@@ -107,5 +131,5 @@ def _read_target(target: str | None) -> tuple[str, bytes, bool]:
 
 
 def _is_common(path: str) -> bool:
-    """Say whether the path means the same on every host: files and health checks."""
-    return path.startswith((QUEUE_PREFIX + "/", "/files/", "/health"))
+    """Say whether the path means the same on every host: files, documents, health checks."""
+    return path.startswith((QUEUE_PREFIX + "/", "/files/", "/api/", "/health"))

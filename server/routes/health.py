@@ -46,9 +46,8 @@ def make_router(
         return Response(metrics.render(), media_type=metrics.content_type)
 
     router.add_api_route("/metrics", show_metrics, methods=["GET"])
-    router.add_api_route("/health", live, methods=["GET"])
-    router.add_api_route("/health/live", live, methods=["GET"])
-    router.add_api_route("/health/ready", ready, methods=["GET"])
+    for path, probe in (("/health", live), ("/health/live", live), ("/health/ready", ready)):
+        router.add_api_route(path, probe, methods=["GET", "HEAD"])
     return router
 
 

@@ -33,12 +33,18 @@ class QueueRoutes:
     """The routes over the given parts; `router` holds them."""
 
     def __init__(
-        self, store: Store, admission: Admission, dispatcher: Dispatcher, events: Events
+        self,
+        store: Store,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        events: Events,
+        body_limit_bytes: int,
     ) -> None:
         self._store = store
         self._admission = admission
         self._dispatcher = dispatcher
         self._events = events
+        self._body_limit_bytes = body_limit_bytes
         self.router = APIRouter(prefix="/queue", include_in_schema=False)
         kept = "/{app_path:path}/requests/{request_id}"
         self.router.add_api_route(f"{kept}/status", self.status, methods=["GET"])
@@ -52,7 +58,7 @@ class QueueRoutes:
         """Accept a request. Its input is validated by the job, not here, as on fal."""
         endpoint = find_endpoint(endpoint_id)
         door = door_of(request)
-        body = await read_json(request)
+        body = await read_json(request, self._body_limit_bytes)
         job = await self._admission.accept(endpoint, body, door.origin, read_wishes(request))
         return _answer(job.request_id, self._describe(job, door), 200)
 

@@ -24,6 +24,7 @@ def make_router(
     dispatcher: Dispatcher,
     events: Events,
     *,
+    body_limit_bytes: int,
     cancel_on_disconnect: bool,
 ) -> APIRouter:
     """Make the route over the given parts."""
@@ -31,7 +32,7 @@ def make_router(
 
     async def run(request: Request, endpoint_id: str) -> Response:
         endpoint = find_endpoint(endpoint_id)
-        body = await read_json(request)
+        body = await read_json(request, body_limit_bytes)
         # The job validates too, but this caller is here to hear it without waiting its turn.
         endpoint.parse(body)
         wishes = read_wishes(request)

@@ -1,14 +1,37 @@
 """Doors: by prefix, by host, by target URL, always to the same canonical path."""
 
+import json
 from typing import Any
 
 import pytest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.routes.doors import Door, DoorMiddleware
+from server.routes.doors import Door, DoorMiddleware, RequestIdMiddleware
 
 pytestmark = pytest.mark.anyio
+
+
+async def answer_of(app: ASGIApp) -> list[dict[str, Any]]:
+    """Send an empty request to the app and return what went out."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/a/b",
+        "query_string": b"",
+        "headers": [],
+    }
+    await app(scope, receive, send)
+    return sent
 
 
 async def enter(
@@ -106,7 +129,6 @@ async def test_other_targets_are_refused(target: str | None) -> None:
     scope, sent = await enter("/api/fal/proxy", headers)
     assert scope is None
     assert sent[0]["status"] == 400
-    assert b"x-fal-request-id" in dict(sent[0]["headers"])
 
 
 @pytest.mark.parametrize(
@@ -140,9 +162,25 @@ async def test_every_answer_has_a_request_id() -> None:
     """An answer without an id of its own gets a fresh one."""
     ids = set()
     for _ in range(2):
-        _, sent = await enter("/a/b")
+        sent = await answer_of(RequestIdMiddleware(Response("ok")))
         ids.add(dict(sent[0]["headers"])[b"x-fal-request-id"])
     assert len(ids) == 2
+    own = RequestIdMiddleware(Response("ok", headers={"x-fal-request-id": "mine"}))
+    assert dict((await answer_of(own))[0]["headers"])[b"x-fal-request-id"] == b"mine"
+
+
+async def test_what_escapes_the_app_is_a_500_in_fal_s_shape() -> None:
+    """A fault of ours is told without its details, by an answer like any other."""
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ValueError("/secret/path")
+
+    sent = await answer_of(DoorMiddleware(app))
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"]) == {
+        "detail": "Internal Server Error",
+        "error_type": "internal_error",
+    }
 
 
 async def test_other_protocols_pass_untouched() -> None:

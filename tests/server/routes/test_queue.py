@@ -54,7 +54,9 @@ class Box:
         dispatcher = Dispatcher(parts, [make_runner(settings, "cpu")])
         admission = Admission(settings, self.store, clock, dispatcher.on_accepted)
         self.app = FastAPI(exception_handlers={FalError: handle_fal_error})
-        routes = queue.QueueRoutes(self.store, admission, dispatcher, self.events)
+        routes = queue.QueueRoutes(
+            self.store, admission, dispatcher, self.events, settings.body_limit_bytes
+        )
         self.app.include_router(routes.router)
         self.app.add_middleware(DoorMiddleware)
 
