@@ -107,7 +107,7 @@ class Run:
     def whole(self) -> int:
         """Kill, let everything finish, check, print the summary, and return the exit status."""
         started = time.monotonic()
-        self._gateway.start()
+        self._gateway.start(until="listening on https://")
         self._start_callers()
         self._kill_all()
         killing_seconds = time.monotonic() - started
@@ -223,7 +223,7 @@ class Run:
         check_answers(self._gateway.url, ledgers, self._findings, colours=colours)
         status = self._gateway.stop()
         self._findings.require(status == 0, f"the gateway stopped with {status}")
-        self._gateway.start()
+        self._gateway.start(until=None)
         check_repeated(self._gateway.url, ledgers, self._findings)
         self._gateway.stop()
         self._gateway.close()

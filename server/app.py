@@ -44,9 +44,11 @@ EXPOSED_HEADERS = (
     "x-fal-error-type",
     "x-fal-needs-retry",
     "x-fal-billable-units",
+    "x-fal-request-timeout-type",
     "retry-after",
 )
-"""What a browser page may read of our answers; without this it sees an empty request id."""
+"""What a browser page may read of our answers: without it fal's client there sees an empty request
+id, and takes a time-out that its own caller asked for as one to try again after."""
 
 WEBHOOK_STOP_SECONDS = 1.0
 """How long a stop waits for webhooks under way; the others are sent after the next start."""

@@ -3,6 +3,7 @@
 A file is on disk, synced, before any row mentions it; what no row mentions is swept at start.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -81,7 +82,13 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        try:
+            _sync_folder(folder.parent)
+        except OSError:
+            # Left there, it would be taken for synced at the next try.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

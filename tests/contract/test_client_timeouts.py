@@ -48,10 +48,10 @@ def box(fault_server: RunningServer) -> Iterator[Api]:
 
 
 def wait_result(box: Api, request_id: str) -> httpx2.Response:
-    """Return the request's outcome once there is one."""
+    """Return the request's outcome once there is one, as a page of another origin gets it."""
     kept = kept_path(ENDPOINT, request_id)
     box.wait(kept)
-    return box.result(kept)
+    return box.http.get(kept, headers={"origin": "http://page.example"})
 
 
 def check_timed_out(box: Api, request_id: str) -> None:
@@ -61,6 +61,9 @@ def check_timed_out(box: Api, request_id: str) -> None:
     assert answer.json() == {"detail": "Request timed out", "error_type": "request_timeout"}
     assert answer.headers["x-fal-error-type"] == "request_timeout"
     assert answer.headers["x-fal-request-timeout-type"] == "user"
+    # The client in a browser tries again after a 504 unless the page may read that header.
+    exposed = answer.headers["access-control-expose-headers"].split(", ")
+    assert {"x-fal-request-id", "x-fal-request-timeout-type"} <= set(exposed)
 
 
 def check_cancelled(box: Api, request_id: str) -> None:

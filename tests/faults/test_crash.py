@@ -11,7 +11,7 @@ import pytest
 from tests.faults.gateway import ROOT
 
 
-@pytest.mark.parametrize(("pipeline", "jobs", "kills"), [("instant", 1000, 50), ("tiny", 30, 4)])
+@pytest.mark.parametrize(("pipeline", "jobs", "kills"), [("instant", 1000, 50), ("tiny", 12, 3)])
 def test_nothing_is_lost_and_nothing_done_twice(pipeline: str, jobs: int, kills: int) -> None:
     """Every accepted request ends once, with its own files, whoever is killed when."""
     command = [sys.executable, "-m", "scripts.crash", "--pipeline", pipeline]

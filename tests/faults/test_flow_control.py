@@ -68,7 +68,7 @@ def test_the_time_to_start_has_an_end(gateway: Gateway, client: Client) -> None:
     late = client.submit("plain", headers={"x-fal-request-timeout": "0.5"})
     patient = client.submit("plain", headers={"x-fal-request-timeout": "1000"})
     answer = client.wait(late)
-    assert 0.4 < time.monotonic() - started < 2.0
+    assert 0.4 < time.monotonic() - started < 5.0
     assert answer.status_code == 504
     assert answer.json() == {"detail": "Request timed out", "error_type": "request_timeout"}
     assert answer.headers["x-fal-request-timeout-type"] == "user"

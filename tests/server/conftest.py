@@ -1,5 +1,6 @@
 """Settings over a fresh data folder, and runners that need no model."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSettin
 
     Its arguments replace single fields. Runners use the instant fault pipeline.
     """
-    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    paths = [str(FAULTS), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
     def make(**changes: Any) -> Settings:
         values: dict[str, Any] = {

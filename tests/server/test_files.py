@@ -1,5 +1,7 @@
 """Stored files: whole or absent, under our names only."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,36 @@ def test_delete_and_sweep(files: FileStore, tmp_path: Path) -> None:
     assert files.sweep({keep}) == 2
     assert files.find(keep) is not None
     assert files.find(orphan) is None
+
+
+@pytest.mark.parametrize(("failing_sync", "least_syncs"), [(1, 5), (2, 5), (3, 5), (4, 6)])
+def test_a_failed_sync_leaves_nothing(
+    files: FileStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing_sync: int,
+    least_syncs: int,
+) -> None:
+    """No file is left, and the next try syncs again what the failed one has not.
+
+    There are four: the new folder of all files, the new sub-folder, the file, and its entry.
+    """
+    sync, calls = os.fsync, 0
+
+    def fail_once(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing_sync:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        files.write(b"x", "png")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    name = files.write(b"x", "png")
+    assert files.find(name) is not None
+    assert calls >= least_syncs
 
 
 @pytest.mark.parametrize(
