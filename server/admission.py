@@ -12,6 +12,7 @@ from server.catalogue import Endpoint
 from server.clock import Clock
 from server.errors import RequestError
 from server.jobs import Job, Priority
+from server.keys import Caller
 from server.settings import Settings
 from server.store import Store
 
@@ -27,6 +28,7 @@ class Wishes:
     no_retry: bool = False
     keep_payload: bool = True
     file_seconds: float | None = None
+    file_acl: str | None = None
     webhook_url: str | None = None
     queue_limit: int | None = None
 
@@ -46,7 +48,9 @@ class Admission:
         self._clock = clock
         self._on_accepted = on_accepted
 
-    async def accept(self, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes) -> Job:
+    async def accept(
+        self, caller: Caller, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes
+    ) -> Job:
         """Store a new job for this input, which is not validated here, and wake the dispatcher.
 
         `origin` is the scheme, host and port under which the caller knows this server. Raises
@@ -60,6 +64,7 @@ class Admission:
             Job(
                 request_id=str(uuid.uuid4()),
                 endpoint_id=endpoint.id,
+                owner=caller.owner,
                 origin=origin,
                 # ASCII, so that lone surrogates survive the way through UTF-8.
                 input=json.dumps(body, ensure_ascii=True),
@@ -69,6 +74,7 @@ class Admission:
                 no_retry=wishes.no_retry,
                 keep_payload=wishes.keep_payload,
                 file_seconds=wishes.file_seconds,
+                file_acl=wishes.file_acl,
                 webhook_url=wishes.webhook_url,
             )
         )

@@ -190,7 +190,7 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
 def make_courier(settings: Settings) -> Courier:
     """Make what carries webhooks to whom the settings allow."""
     allowed = AllowList.parse(f"{ENV_PREFIX}WEBHOOK_ALLOW", settings.webhook_allow)
-    return Courier(allowed.resolve, trusted_authorities(settings.webhook_ca_file))
+    return Courier(allowed.resolve, trusted_authorities(settings.outbound_ca_file))
 
 
 def check_settings(settings: Settings) -> None:

@@ -22,23 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.errors import ConfigurationError
+from server.hosts import FAL_HOSTS
 from server.machine import machine_names, normalise_name
 
-__all__ = ["FAL_HOSTS", "TlsFiles", "ensure_certificates", "machine_names"]
-
-FAL_HOSTS = (
-    "fal.run",
-    "queue.fal.run",
-    "ws.fal.run",
-    "rest.fal.ai",
-    "rest.alpha.fal.ai",
-    "v3.fal.media",
-    "v3b.fal.media",
-    "fal.media",
-    "falrun.com",
-    "queue.falrun.com",
-)
-"""Every host name that fal's clients have built in, for boxes that DNS or a hosts file maps."""
+__all__ = ["TlsFiles", "ensure_certificates", "machine_names"]
 
 BACKDATE = timedelta(days=1)
 """How far before now a certificate begins, for clients whose clock is slow."""

@@ -39,11 +39,17 @@ class IllegalTransitionError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One stored file, by its public name. None for `expires_at` means that it is kept."""
+    """One stored file, by its public name. None for `expires_at` means that it is kept.
+
+    `owner` is the key it belongs to; `acl` says as JSON, in fal's form, who else may read it
+    (None: whoever knows the name).
+    """
 
     name: str
     content_type: str
     size_bytes: int
+    owner: str
+    acl: str | None = None
     expires_at: float | None = None
 
 
@@ -70,12 +76,14 @@ class Job:
 
     `start_by` is when it must have been claimed, `keep_payload` False means that its files go
     with its result soon after completion, `file_seconds` how long its files are kept (None:
-    as long as the server keeps any, infinity: for good), `seq` its place in the order of
+    as long as the server keeps any, infinity: for good), `file_acl` who may read them (see
+    `StoredFile`), `seq` its place in the order of
     acceptance, which the store gives.
     """
 
     request_id: str
     endpoint_id: str
+    owner: str  # the id of the key it was sent with
     origin: str  # scheme, host and port under which the caller knows us, for file URLs
     input: str  # JSON text, exactly what was sent
     created_at: float
@@ -85,6 +93,7 @@ class Job:
     no_retry: bool = False
     keep_payload: bool = True
     file_seconds: float | None = None
+    file_acl: str | None = None
     webhook_url: str | None = None
     status: JobStatus = JobStatus.IN_QUEUE
     attempts: int = 0

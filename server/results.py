@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from server.catalogue import Endpoint, Order
 from server.errors import FalError, RequestError
 from server.files import URL_PREFIX, FileStore
-from server.jobs import Outcome, StoredFile
+from server.jobs import Job, Outcome, StoredFile
 from server.runners.local import Generated
 from server.runners.messages import Image
 from server.schemas import ImageFile, OutputFormat
@@ -41,7 +41,7 @@ def build_outcome(
     generated: Generated,
     files: FileStore,
     *,
-    origin: str,
+    job: Job,
     keep_seconds: float,
     files_expire_at: float | None,
 ) -> Outcome:
@@ -58,7 +58,7 @@ def build_outcome(
         entries = [
             _inline(image, data, order.output_format)
             if order.sync_mode
-            else _store(image, data, order.output_format, files, origin, files_expire_at, stored)
+            else _store(image, data, order.output_format, files, job, files_expire_at, stored)
             for image, data in images
         ]
     except OSError:
@@ -93,7 +93,7 @@ def _store(
     data: bytes,
     output_format: OutputFormat,
     files: FileStore,
-    origin: str,
+    job: Job,
     expires_at: float | None,
     stored: list[StoredFile],
 ) -> ImageFile:
@@ -103,10 +103,12 @@ def _store(
             name=name,
             content_type=image.content_type,
             size_bytes=len(data),
+            owner=job.owner,
+            acl=job.file_acl,
             expires_at=expires_at,
         )
     )
-    return _describe(image, len(data), url=f"{origin}{URL_PREFIX}{name}", name=name)
+    return _describe(image, len(data), url=f"{job.origin}{URL_PREFIX}{name}", name=name)
 
 
 def _inline(image: Image, data: bytes, output_format: OutputFormat) -> ImageFile:

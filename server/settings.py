@@ -56,7 +56,24 @@ class Settings(BaseSettings):
         "by default the one that the caller used.",
     )
     api_key: SecretStr | None = Field(
-        None, description="When set, callers must send it as `Authorization: Key ...`."
+        None,
+        description="One key without limits, beside those of `flux2-serve keys`: callers send it "
+        "as `Authorization: Key ...`.",
+    )
+    allow_anonymous: bool = Field(
+        False, description="Whether others than this machine may call although there is no key."
+    )
+    origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("localhost",),
+        description="Whose web pages may call while there is no key: origins such as "
+        "`https://app.example`, or host names for any scheme and port, separated by commas.",
+    )
+    connect_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of a proxy that leads fal's host names, and no others, to this server; "
+        "0 picks a free one.",
     )
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         ("auto",),
@@ -79,6 +96,33 @@ class Settings(BaseSettings):
     )
     reference_limit_pixels: int = Field(
         25_000_000, gt=0, description="Most pixels of one reference image."
+    )
+    decode_seconds: float = Field(
+        10, gt=0, description="How long decoding one reference image may take."
+    )
+    decode_memory_bytes: int = Field(
+        2048 * MIB, gt=0, description="Most address space of the process that decodes them."
+    )
+    fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Where image URLs may lead beside the public internet: host names, `*.domain`, "
+        "addresses and networks (CIDR), separated by commas.",
+    )
+    fetch_limit_bytes: int = Field(
+        50 * MIB, gt=0, description="Largest reference image behind a URL."
+    )
+    fetch_seconds: float = Field(20, gt=0, description="How long fetching one of them may take.")
+    upload_limit_bytes: int = Field(
+        100 * MIB, gt=0, description="Largest file uploaded in one request."
+    )
+    multipart_limit_bytes: int = Field(
+        512 * MIB, gt=0, description="Largest file uploaded in parts."
+    )
+    upload_seconds: float = Field(
+        7 * 24 * 3600, gt=0, description="How long uploads are kept unless their sender says."
+    )
+    upload_quota_bytes: int = Field(
+        20 * 1024 * MIB, gt=0, description="Most that all uploads together may take."
     )
     result_seconds: float = Field(
         7 * 24 * 3600, gt=0, description="How long results and their files are kept."
@@ -103,6 +147,15 @@ class Settings(BaseSettings):
         True,
         description="Whether a synchronous caller who leaves cancels a request not begun yet.",
     )
+    header_seconds: float = Field(
+        10, gt=0, description="How long a connection may take to send a request's head."
+    )
+    body_seconds: float = Field(
+        30, gt=0, description="How long a connection may take for each 64 KiB of a request's body."
+    )
+    connections_per_address: int = Field(
+        1000, gt=0, description="Most connections that one address may hold open."
+    )
     load_seconds: float = Field(1800, gt=0, description="How long loading the model may take.")
     step_seconds: float = Field(
         60, gt=0, description="Longest denoising step; ten times the usual one if that is more."
@@ -112,22 +165,29 @@ class Settings(BaseSettings):
     )
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Whom webhooks may be sent to: host names, `*.domain`, addresses and networks "
-        "(CIDR), separated by commas; empty: nobody.",
+        description="Whom webhooks may be sent to beside the public internet: host names, "
+        "`*.domain`, addresses and networks (CIDR), separated by commas.",
     )
-    webhook_ca_file: Path | None = Field(
-        None, description="PEM file of authorities to trust beside the system's, for webhooks."
+    outbound_ca_file: Path | None = Field(
+        None,
+        description="PEM file of authorities to trust beside the system's, for image URLs and "
+        "webhooks.",
+    )
+    log_prompts: bool = Field(
+        False, description="Whether the log has the first 200 characters of each prompt."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )
 
-    @field_validator("tls_port", mode="before")
+    @field_validator("tls_port", "connect_port", mode="before")
     @classmethod
-    def _none_switches_tls_off(cls, value: Any) -> Any:
+    def _none_switches_off(cls, value: Any) -> Any:
         return None if isinstance(value, str) and value.lower() == "none" else value
 
-    @field_validator("tls_names", "devices", "webhook_allow", mode="before")
+    @field_validator(
+        "tls_names", "devices", "origins", "fetch_allow", "webhook_allow", mode="before"
+    )
     @classmethod
     def _items_are_separated_by_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -258,7 +258,7 @@ class Worker:
             order,
             generated,
             self._parts.files,
-            origin=job.origin,
+            job=job,
             keep_seconds=keep_seconds,
             files_expire_at=None if forever else self._parts.clock() + file_seconds,
         )

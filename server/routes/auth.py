@@ -3,14 +3,24 @@
 import hmac
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import RequestError
+from server.keys import Caller
 from server.routes.answers import error_response
 from server.routes.doors import QUEUE_PREFIX
 
 OPEN_PREFIXES = ("/health", "/files/", "/api/openapi/", "/.well-known/")
 """Open without a key: probes, documents, public keys, and files, whose names are secrets."""
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who sent the request, as the middleware found."""
+    caller = request.state.caller
+    if not isinstance(caller, Caller):
+        raise TypeError("the request did not come through AuthMiddleware")
+    return caller
 
 
 class AuthMiddleware:
@@ -27,6 +37,8 @@ class AuthMiddleware:
             if error:
                 await error_response(error)(scope, receive, send)
                 return
+        if scope["type"] == "http":
+            scope = {**scope, "state": {**scope.get("state", {}), "caller": Caller()}}
         await self._app(scope, receive, send)
 
     def _check(self, path: str, authorization: str | None) -> RequestError | None:

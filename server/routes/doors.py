@@ -1,9 +1,9 @@
 """Which door a request came in by, and what every answer gets on its way out.
 
-fal's queue and its synchronous host share their paths, so something else has to tell them
-apart: a `/queue` prefix, a `queue.` host, or the target URL that the JavaScript client's proxy
-mode sends along. All three become one canonical path here, `/queue/...` for the queue, and
-everything behind this middleware knows only that.
+fal's hosts share their paths, so something else has to tell them apart: a prefix, the host name,
+or the target URL that the proxy mode of fal's clients sends along. All three become one canonical
+path here, `/queue/...` for the queue, `/rest/...` for the REST API and none for the synchronous
+and the file hosts, and everything behind this middleware knows only that.
 """
 
 import re
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import RequestError
+from server.hosts import FAL_HOSTS, FILES_HOST, QUEUE_HOST, Role, role_of
 from server.routes.answers import error_response
 
 log = structlog.get_logger(__name__)
@@ -26,15 +27,24 @@ TARGET_HEADER = "x-fal-target-url"
 REQUEST_ID_HEADER = "x-fal-request-id"
 QUEUE_PREFIX = "/queue"
 RUN_PREFIX = "/run"
-QUEUE_HOST_PREFIX = "queue."
-FAL_HOST = re.compile(r"(^|\.)(fal\.run|falrun\.com|fal\.ai|fal\.media)$")
+REST_PREFIX = "/rest"
+COMMON_PREFIXES = (
+    QUEUE_PREFIX + "/",
+    REST_PREFIX + "/",
+    "/files/",
+    "/uploads/",
+    "/api/",
+    "/health",
+    "/.well-known/",
+)
+"""What means the same on every host: prefixes, files, documents, probes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """How the caller reaches this server: `origin` serves files, `queue_url` the queue."""
+    """How the caller reaches this server: `files_origin` serves files, `queue_url` the queue."""
 
-    origin: str
+    files_origin: str
     queue_url: str
 
 
@@ -89,22 +99,28 @@ class DoorMiddleware:
         headers = Headers(scope=scope)
         host = headers.get("host") or "localhost"
         path, query = scope["path"], scope["query_string"]
-        by_host = host.lower().startswith(QUEUE_HOST_PREFIX)
-        if path.rstrip("/") == PROXY_PATH:
-            path, query, to_queue = _read_target(headers.get(TARGET_HEADER))
-            by_host = False
-        else:
-            to_queue = by_host
+        role = host_role = role_of(_split_port(host)[0])
+        if TARGET_HEADER in headers or path.rstrip("/") == PROXY_PATH:
+            path, query, role = _read_target(headers.get(TARGET_HEADER))
         path = "/" + re.sub(r"/{2,}", "/", path).strip("/")
         if path == RUN_PREFIX or path.startswith(RUN_PREFIX + "/"):
             path = path.removeprefix(RUN_PREFIX) or "/"
-        elif to_queue and not _is_common(path):
-            path = QUEUE_PREFIX + path
-        origin = self._public_url or f"{scope['scheme']}://{host}"
-        queue_url = origin if by_host and not self._public_url else origin + QUEUE_PREFIX
-        state = {**scope.get("state", {}), "door": Door(origin, queue_url)}
+        elif role in (Role.QUEUE, Role.REST) and not path.startswith(COMMON_PREFIXES):
+            path = f"/{role}{path}"
+        door = self._door(scope["scheme"], host, host_role)
+        state = {**scope.get("state", {}), "door": door}
         raw_path = path.encode("utf-8")
         return {**scope, "path": path, "raw_path": raw_path, "query_string": query, "state": state}
+
+    def _door(self, scheme: str, host: str, role: Role) -> Door:
+        """Note where answers point to: back to where the caller came from, in fal's own names."""
+        if self._public_url:
+            return Door(self._public_url, self._public_url + QUEUE_PREFIX)
+        name, port = _split_port(host)
+        origin = f"{scheme}://{host}"
+        if name in FAL_HOSTS:
+            return Door(f"{scheme}://{FILES_HOST}{port}", f"{scheme}://{QUEUE_HOST}{port}")
+        return Door(origin, origin if role is Role.QUEUE else origin + QUEUE_PREFIX)
 
 
 def door_of(request: Request) -> Door:
@@ -115,8 +131,16 @@ def door_of(request: Request) -> Door:
     return door
 
 
-def _read_target(target: str | None) -> tuple[str, bytes, bool]:
-    """Split the proxy protocol's target URL into path, query, and whether it is the queue.
+def _split_port(host: str) -> tuple[str, str]:
+    """Split a `Host` header into its name, in lower case, and `:port` or nothing."""
+    name, colon, port = host.lower().rpartition(":")
+    if not colon or port.endswith("]"):  # no port, or the last colon of an IPv6 address
+        return host.lower().removesuffix("."), ""
+    return name.removesuffix("."), f":{port}"
+
+
+def _read_target(target: str | None) -> tuple[str, bytes, Role]:
+    """Split the proxy protocol's target URL into path, query, and what its host is for.
 
     Only fal's own hosts are accepted, as fal's own proxy does; nothing is ever forwarded.
     """
@@ -125,11 +149,6 @@ def _read_target(target: str | None) -> tuple[str, bytes, bool]:
         host = parts.hostname or ""
     except ValueError:
         host = ""
-    if not FAL_HOST.search(host):
+    if host not in FAL_HOSTS:
         raise RequestError(400, "Invalid request: x-fal-target-url must be a URL of fal")
-    return parts.path, parts.query.encode("utf-8"), host.startswith(QUEUE_HOST_PREFIX)
-
-
-def _is_common(path: str) -> bool:
-    """Say whether the path means the same on every host: files, documents, health checks."""
-    return path.startswith((QUEUE_PREFIX + "/", "/files/", "/api/", "/health"))
+    return parts.path, parts.query.encode("utf-8"), FAL_HOSTS[host]

@@ -19,6 +19,7 @@ from server.errors import RequestError, UnknownRequestError
 from server.events import Events
 from server.jobs import IllegalTransitionError, Job, JobStatus
 from server.routes.answers import KEEP_ALIVE, AsciiJSONResponse, EventStream, event, read_json
+from server.routes.auth import caller_of
 from server.routes.doors import REQUEST_ID_HEADER, Door, door_of
 from server.routes.wishes import read_wishes
 from server.schemas import CancelAnswer, LogEntry, QueueStatus
@@ -59,7 +60,9 @@ class QueueRoutes:
         endpoint = find_endpoint(endpoint_id)
         door = door_of(request)
         body = await read_json(request, self._body_limit_bytes)
-        job = await self._admission.accept(endpoint, body, door.origin, read_wishes(request))
+        job = await self._admission.accept(
+            caller_of(request), endpoint, body, door.files_origin, read_wishes(request)
+        )
         return _answer(job.request_id, self._describe(job, door), 200)
 
     async def status(

@@ -12,6 +12,7 @@ from server.errors import RequestError
 from server.events import Events
 from server.jobs import Job
 from server.routes.answers import read_json
+from server.routes.auth import caller_of
 from server.routes.doors import REQUEST_ID_HEADER, door_of
 from server.routes.queue import replay
 from server.routes.wishes import read_wishes
@@ -36,7 +37,9 @@ def make_router(
         # The job validates too, but this caller is here to hear it without waiting its turn.
         endpoint.parse(body)
         wishes = read_wishes(request)
-        job = await admission.accept(endpoint, body, door_of(request).origin, wishes)
+        job = await admission.accept(
+            caller_of(request), endpoint, body, door_of(request).files_origin, wishes
+        )
         waiting = asyncio.create_task(_wait(job.request_id))
         leaving = asyncio.create_task(_disconnected(request))
         try:

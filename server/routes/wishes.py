@@ -1,6 +1,5 @@
 """What a caller asks of the queue in headers and query: deadline, priority, lifetimes, webhook."""
 
-import json
 import math
 
 from starlette.requests import Request
@@ -8,6 +7,7 @@ from starlette.requests import Request
 from server.admission import Wishes
 from server.errors import RequestError
 from server.jobs import Priority
+from server.lifecycle import Lifecycle, read_lifecycle
 
 MIN_START_SECONDS = 0.1
 TRUE_WORDS = ("1", "true", "yes")
@@ -19,12 +19,14 @@ def read_wishes(request: Request) -> Wishes:
     Raises `RequestError` 400 `bad_request` for a value that cannot be read, as fal does.
     """
     headers, query = request.headers, request.query_params
+    lifecycle = _lifecycle(headers.get("x-fal-object-lifecycle-preference"))
     return Wishes(
         priority=_priority(headers.get("x-fal-queue-priority", "normal")),
         start_seconds=_start_seconds(headers.get("x-fal-request-timeout")),
         no_retry=headers.get("x-fal-no-retry", "").lower() in TRUE_WORDS,
         keep_payload=headers.get("x-fal-store-io") != "0",
-        file_seconds=_file_seconds(headers.get("x-fal-object-lifecycle-preference")),
+        file_seconds=lifecycle.seconds,
+        file_acl=lifecycle.acl,
         webhook_url=query.get("fal_webhook") or None,
         queue_limit=_queue_limit(query.get("fal_max_queue_length")),
     )
@@ -49,25 +51,11 @@ def _start_seconds(text: str | None) -> float | None:
     return seconds
 
 
-def _file_seconds(text: str | None) -> float | None:
-    """Read the lifetime of files: None as the server has it, infinity for good."""
-    if text is None:
-        return None
-    problem = _bad("X-Fal-Object-Lifecycle-Preference must be a JSON object of fal's form")
+def _lifecycle(text: str | None) -> Lifecycle:
     try:
-        preference = json.loads(text)
-    except ValueError:
-        raise problem from None
-    if not isinstance(preference, dict):
-        raise problem
-    if "expiration_duration_seconds" not in preference:
-        return None
-    seconds = preference["expiration_duration_seconds"]
-    if seconds is None:
-        return math.inf
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise problem
-    return float(seconds)
+        return read_lifecycle(text)
+    except ValueError as error:
+        raise _bad(f"X-Fal-Object-Lifecycle-Preference: {error}") from None
 
 
 def _queue_limit(text: str | None) -> int | None:

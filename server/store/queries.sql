@@ -1,10 +1,10 @@
 -- name: insert_job
 INSERT INTO jobs (
-    request_id, endpoint_id, origin, input, created_at, priority, start_by, no_retry,
-    keep_payload, file_seconds, webhook_url, status, attempts, runner_deaths, cancel_requested
+    request_id, endpoint_id, owner, origin, input, created_at, priority, start_by, no_retry,
+    keep_payload, file_seconds, file_acl, webhook_url, status, attempts, runner_deaths, cancel_requested
 ) VALUES (
-    :request_id, :endpoint_id, :origin, :input, :created_at, :priority, :start_by, :no_retry,
-    :keep_payload, :file_seconds, :webhook_url, :status, :attempts, :runner_deaths,
+    :request_id, :endpoint_id, :owner, :origin, :input, :created_at, :priority, :start_by,
+    :no_retry, :keep_payload, :file_seconds, :file_acl, :webhook_url, :status, :attempts, :runner_deaths,
     :cancel_requested
 );
 
@@ -51,14 +51,14 @@ INSERT INTO webhooks (request_id, url, body, attempts, next_attempt_at, state)
 VALUES (:request_id, :url, :body, 0, :now, 'pending');
 
 -- name: insert_file
-INSERT INTO files (name, request_id, content_type, size_bytes, expires_at)
-VALUES (:name, :request_id, :content_type, :size_bytes, :expires_at);
+INSERT INTO files (name, request_id, owner, acl, content_type, size_bytes, expires_at)
+VALUES (:name, :request_id, :owner, :acl, :content_type, :size_bytes, :expires_at);
 
 -- name: get_file
-SELECT name, content_type, size_bytes, expires_at FROM files WHERE name = :name;
+SELECT name, owner, acl, content_type, size_bytes, expires_at FROM files WHERE name = :name;
 
 -- name: files_of_job
-SELECT name, content_type, size_bytes, expires_at FROM files
+SELECT name, owner, acl, content_type, size_bytes, expires_at FROM files
 WHERE request_id = :request_id ORDER BY name;
 
 -- name: all_file_names

@@ -35,6 +35,7 @@ def job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
     return Job(
         request_id=row["request_id"],
         endpoint_id=row["endpoint_id"],
+        owner=row["owner"],
         origin=row["origin"],
         input=row["input"],
         created_at=row["created_at"],
@@ -44,6 +45,7 @@ def job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
         no_retry=bool(row["no_retry"]),
         keep_payload=bool(row["keep_payload"]),
         file_seconds=row["file_seconds"],
+        file_acl=row["file_acl"],
         webhook_url=row["webhook_url"],
         status=JobStatus(row["status"]),
         attempts=row["attempts"],

@@ -12,6 +12,7 @@ from server.admission import Admission, Wishes, disk_problem
 from server.catalogue import find_endpoint
 from server.errors import RequestError
 from server.jobs import Job, Priority
+from server.keys import Caller
 from server.settings import Settings
 from server.store import Store
 from tests.server.conftest import MakeSettings
@@ -38,7 +39,7 @@ async def accept(
     told: list[Job] = []
     admission = Admission(settings, store, lambda: NOW, told.append)
     endpoint = find_endpoint("fal-ai/flux-2")
-    job = await admission.accept(endpoint, body or {}, "http://box", wishes or Wishes())
+    job = await admission.accept(Caller(), endpoint, body or {}, "http://box", wishes or Wishes())
     return job, told
 
 

@@ -14,6 +14,7 @@ def make_job(seq: int, priority: Priority = Priority.NORMAL, path: str = "flux-2
     return Job(
         request_id=f"job{seq}",
         endpoint_id=f"fal-ai/{path}",
+        owner="local",
         origin="http://box",
         input="{}",
         created_at=0.0,

@@ -15,8 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from server.certs import FAL_HOSTS, TlsFiles, ensure_certificates
+from server.certs import TlsFiles, ensure_certificates
 from server.errors import ConfigurationError
+from server.hosts import FAL_HOSTS
 from server.machine import machine_names
 
 NOW = datetime(2030, 5, 17, 12, tzinfo=UTC)

@@ -64,6 +64,7 @@ class Box:
         job = Job(
             request_id=request_id,
             endpoint_id="fal-ai/flux-2",
+            owner="local",
             origin="http://box",
             input=json.dumps(body),
             created_at=now,

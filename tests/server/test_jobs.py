@@ -12,6 +12,7 @@ OUTCOME = Outcome(http_status=200, body="{}", keep_seconds=60)
 QUEUED = Job(
     request_id="r",
     endpoint_id="fal-ai/flux-2/flash/edit",
+    owner="local",
     origin="http://box",
     input="{}",
     created_at=1.0,

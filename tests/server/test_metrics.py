@@ -50,6 +50,7 @@ class Gauged:
             "endpoint_id": "fal-ai/flux-2",
             "origin": "http://box",
             "input": "{}",
+            "owner": "local",
             "created_at": NOW,
             "seq": self._seq,
         }

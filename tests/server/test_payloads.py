@@ -12,6 +12,7 @@ from server.payloads import PAYLOAD_ERROR, webhook_body
 QUEUED = Job(
     request_id="5057fca7-2eb3-468f-b95d-cefe92b0b9d4",
     endpoint_id="fal-ai/flux-2",
+    owner="local",
     origin="http://box",
     input="{}",
     created_at=1.0,

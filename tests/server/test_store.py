@@ -13,7 +13,9 @@ from server.store import Store, StoreLockedError
 
 pytestmark = pytest.mark.anyio
 
-FILE = StoredFile(name="a" * 32 + ".png", content_type="image/png", size_bytes=3, expires_at=160.0)
+FILE = StoredFile(
+    name="a" * 32 + ".png", content_type="image/png", size_bytes=3, owner="local", expires_at=160.0
+)
 OUTCOME = Outcome(
     http_status=200,
     body='{"seed": 1}',
@@ -30,6 +32,7 @@ def make_job(request_id: str) -> Job:
     return Job(
         request_id=request_id,
         endpoint_id="fal-ai/flux-2",
+        owner="local",
         origin="http://box",
         input='{"prompt": "a very secret prompt"}',
         created_at=1.0,
@@ -151,7 +154,7 @@ async def test_the_log_is_synced_at_every_commit(store: Store, tmp_path: Path) -
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
     other = sqlite3.connect(tmp_path / "queue.sqlite3")
     assert other.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert other.execute("PRAGMA user_version").fetchone()[0] == 2
+    assert other.execute("PRAGMA user_version").fetchone()[0] == 3
     other.close()
 
 

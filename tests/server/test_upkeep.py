@@ -44,6 +44,7 @@ def make_job(request_id: str, created_at: float = 1.0) -> Job:
     return Job(
         request_id=request_id,
         endpoint_id="fal-ai/flux-2",
+        owner="local",
         origin="http://box",
         input="{}",
         created_at=created_at,
@@ -53,7 +54,9 @@ def make_job(request_id: str, created_at: float = 1.0) -> Job:
 async def complete(store: Store, files: FileStore, request_id: str, at: float) -> Path:
     """Store a job that was completed with a file, both kept for a second; return the file."""
     name = files.write(b"x", "png")
-    stored = StoredFile(name=name, content_type="image/png", size_bytes=1, expires_at=at + 1)
+    stored = StoredFile(
+        name=name, content_type="image/png", size_bytes=1, owner="local", expires_at=at + 1
+    )
     outcome = Outcome(http_status=200, body="{}", keep_seconds=1, files=(stored,))
     await store.insert(make_job(request_id))
     await store.change(request_id, lambda job: jobs.complete(job, outcome, at))

@@ -141,7 +141,7 @@ async def test_the_whole_server_sends_what_fal_would(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"webhook_allow": "http://hook.example"}, {"webhook_ca_file": Path("/none.pem")}]
+    "changes", [{"webhook_allow": "http://hook.example"}, {"outbound_ca_file": Path("/none.pem")}]
 )
 def test_wrong_settings_stop_the_start(
     make_settings: Callable[..., Settings], changes: dict[str, object]

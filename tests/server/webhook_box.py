@@ -76,6 +76,7 @@ class Box:
         job = Job(
             request_id=request_id,
             endpoint_id="fal-ai/flux-2",
+            owner="local",
             origin="http://box",
             input="{}",
             created_at=self.now,

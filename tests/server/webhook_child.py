@@ -53,6 +53,7 @@ async def complete(store: Store, clock: SteadyClock, number: int, url: str) -> N
         job = Job(
             request_id=request_id,
             endpoint_id="fal-ai/flux-2",
+            owner="local",
             origin="http://box",
             input="{}",
             created_at=clock(),

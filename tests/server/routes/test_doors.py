@@ -90,8 +90,15 @@ QUEUE = "https://queue.fal.run"
         ("/fal-ai/flux-2", {"host": "fal.run"}, "/fal-ai/flux-2"),
         ("/api/fal/proxy", {"x-fal-target-url": f"{QUEUE}/a/b"}, "/queue/a/b"),
         ("/api/fal/proxy/", {"x-fal-target-url": "https://fal.run/a/b/"}, "/a/b"),
-        # Only the proxy's own path is one: elsewhere the header means nothing.
-        ("/fal-ai/flux-2", {"x-fal-target-url": f"{QUEUE}/a/b"}, "/fal-ai/flux-2"),
+        ("/any/path", {"x-fal-target-url": f"{QUEUE}/a/b"}, "/queue/a/b"),
+        (
+            "/api/fal/proxy",
+            {"x-fal-target-url": "https://rest.fal.ai/storage/upload/initiate"},
+            "/rest/storage/upload/initiate",
+        ),
+        ("/tokens/", {"host": "rest.alpha.fal.ai"}, "/rest/tokens"),
+        ("/.well-known/jwks.json", {"host": "rest.fal.ai"}, "/.well-known/jwks.json"),
+        ("/files/upload", {"host": "v3.fal.media"}, "/files/upload"),
     ],
 )
 async def test_every_door_leads_to_one_path(
@@ -139,7 +146,19 @@ async def test_other_targets_are_refused(target: str | None) -> None:
             {"host": "queue.fal.run"},
             "https",
             None,
-            Door("https://queue.fal.run", "https://queue.fal.run"),
+            Door("https://v3b.fal.media", "https://queue.fal.run"),
+        ),
+        (
+            {"host": "fal.run:8443"},
+            "https",
+            None,
+            Door("https://v3b.fal.media:8443", "https://queue.fal.run:8443"),
+        ),
+        (
+            {"host": "[::1]:8000"},
+            "http",
+            None,
+            Door("http://[::1]:8000", "http://[::1]:8000/queue"),
         ),
         (
             {"host": "queue.fal.run"},

@@ -65,6 +65,7 @@ class Box:
         job = Job(
             request_id=request_id,
             endpoint_id="fal-ai/flux-2",
+            owner="local",
             origin="http://box",
             input="{}",
             created_at=1.0,

@@ -37,6 +37,7 @@ async def finish(store: Store, request_id: str, url: str | None, now: float) -> 
         Job(
             request_id=request_id,
             endpoint_id="fal-ai/flux-2",
+            owner="local",
             origin="http://box",
             input="{}",
             created_at=now,

@@ -109,6 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
         job = Job(
             request_id=f"job{self.submitted}",
             endpoint_id=endpoint_id,
+            owner="local",
             origin="http://box",
             input="{}",
             created_at=self.now,
@@ -308,6 +309,7 @@ class StoreMachine(RuleBasedStateMachine):
                 name=f"file{self.outcomes}-{index}",
                 content_type="image/png",
                 size_bytes=1,
+                owner="local",
                 expires_at=None if seconds is None else self.now + seconds,
             )
             for index, seconds in enumerate(files)
