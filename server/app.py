@@ -64,7 +64,6 @@ def create_app(settings: Settings) -> FastAPI:
     check_settings(settings)
     store = Store(settings.data_dir)
     files = FileStore(settings.data_dir / "files")
-    fetcher = make_fetcher(settings)
     inputs = InputPreparer(settings, files)
     events = Events()
     clock = SteadyClock()
@@ -119,7 +118,6 @@ def create_app(settings: Settings) -> FastAPI:
                 sweeper.cancel()
                 await drain(0)
                 await webhooks.stop(WEBHOOK_STOP_SECONDS)
-                await fetcher.close()
         finally:
             await store.close()
 

@@ -14,8 +14,10 @@ from typing import Any, Self
 
 import httpcore2
 
+EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  (traps must listen everywhere)
+
 PRIVATE_IPV4 = (
-    *("0.0.0.0", "0.0.0.1", "0.255.255.255", "10.0.0.0", "10.0.0.1", "10.255.255.255"),
+    *(EVERY_INTERFACE, "0.0.0.1", "0.255.255.255", "10.0.0.0", "10.0.0.1", "10.255.255.255"),
     *("100.64.0.0", "100.100.100.200", "100.127.255.255", "127.0.0.0", "127.0.0.1"),
     *("127.0.1.1", "127.255.255.255", "168.63.129.16", "169.254.0.0", "169.254.169.254"),
     *("169.254.170.2", "169.254.255.255", "172.16.0.0", "172.17.0.1", "172.31.255.255"),
@@ -78,7 +80,7 @@ NAMES = {
     "mapped.example": ["::ffff:127.0.0.1"],
     "nat64.example": ["64:ff9b::7f00:1"],
     "ula.example": ["fd00::1"],
-    "zero.example": ["0.0.0.0"],
+    "zero.example": [EVERY_INTERFACE],
     "127.0.0.1.nip.example": ["127.0.0.1"],
     "last-is-private.example": ["93.184.216.34", "127.0.0.1"],
     "first-is-private.example": ["127.0.0.1", "93.184.216.34"],
@@ -225,7 +227,7 @@ class Traps:
 
     async def __aenter__(self) -> Self:
         for _ in range(self._count):
-            first = await asyncio.start_server(self._connected, "0.0.0.0", 0)  # noqa: S104
+            first = await asyncio.start_server(self._connected, EVERY_INTERFACE, 0)
             port = int(first.sockets[0].getsockname()[1])
             self._servers.append(first)
             with contextlib.suppress(OSError):  # a machine without IPv6

@@ -63,7 +63,6 @@ async def outcome(fetcher: Fetcher, url: str, target: Path) -> str:
     try:
         await fetcher.fetch(url, target)
     except FetchError as error:
-        assert error.error_type == "file_download_error"
         refused = isinstance(error.__cause__, RefusedTargetError)
         return "refused" if refused else str(error.__cause__)
     return "fetched"
@@ -203,7 +202,7 @@ SPELLERS: list[Callable[[ipaddress.IPv4Address, random.Random], str]] = [
     lambda address, _: str(int(address)),
     lambda address, _: f"{int(address):#x}",
     lambda address, _: f"0{int(address):o}",
-    lambda address, _: "{}.{}".format(address.packed[0], int(address) & 0xFFFFFF),
+    lambda address, _: f"{address.packed[0]}.{int(address) & 0xFFFFFF}",
     lambda address, _: "{}.{}.{}".format(*address.packed[:2], int(address) & 0xFFFF),
     lambda address, _: "{:#x}.{:#x}.{:#x}.{:#x}".format(*_octets(address)),
     lambda address, _: "0{:o}.0{:o}.{}.{}".format(*_octets(address)),
