@@ -121,10 +121,10 @@ class AllowList:
         """Return the addresses to connect to for `host`: the one decision about a target.
 
         A listed name may have any address. Any other host is judged by the addresses it has at
-        this moment: each of them must be in a listed network, with any port, or public, with a
-        port of the web. Whoever connects to what comes back cannot be sent elsewhere by a second
-        answer of the name server. Raises `RefusedTargetError`, and OSError when the name cannot
-        be resolved.
+        this moment: each of them must be in a listed network, or public, of another machine and
+        with a port of the web. Whoever connects to what comes back cannot be sent elsewhere by a
+        second answer of the name server. Raises `RefusedTargetError`, and OSError when the name
+        cannot be resolved.
         """
         name = host.lower().removesuffix(".")
         addresses = await self.look_up(name)
@@ -144,11 +144,26 @@ class AllowList:
         why = why_not_public(address)
         if why:
             return f"{address} is {why}"
+        if _is_this_machine(address):
+            return f"{address} is this machine"
         return None if _is_web_port(port) else f"{port} is no port of the web"
 
 
 def _is_web_port(port: int) -> bool:
     return port in WEB_PORTS or (port >= FIRST_FREE_PORT and port not in BAD_PORTS)
+
+
+def _is_this_machine(address: Address) -> bool:
+    """Say whether packets to a public address end here, behind every firewall but our own.
+
+    The kernel gives them the same address as their source then; no packet is sent to find out. A
+    second IPv4 address in the network of the first is not recognised: its source is the first.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect((str(address), WEB_PORTS[0]))
+        return ipaddress.ip_address(probe.getsockname()[0]) == address
+    return False
 
 
 def _has_scope(address: Address) -> bool:

@@ -366,12 +366,16 @@ async def test_a_full_disk_is_not_the_caller_s_fault(fetcher: MakeFetcher, targe
 
 
 async def test_the_settings_decide(make_settings: Callable[..., Settings], target: Path) -> None:
-    """By default nothing private is reached; what is listed is, within the limit of size."""
+    """By default nothing private is reached; what is listed is, and the log says so at start."""
     async with Receiver(answer(b"12345")) as receiver:
         default = make_app_fetcher(make_settings())
         await fail(default, receiver.url(), target)
         assert receiver.connections == 0
-        listed = make_app_fetcher(make_settings(fetch_allow="127.0.0.1", fetch_limit_bytes=5))
+        with capture_logs() as logs:
+            listed = make_app_fetcher(make_settings(fetch_allow="127.0.0.1", fetch_limit_bytes=5))
+        assert [(line["setting"], line["entries"]) for line in logs] == [
+            ("FLUX2_FETCH_ALLOW", ("127.0.0.1",))
+        ]
         await listed.fetch(receiver.url(), target)
         assert target.read_bytes() == b"12345"
         target.unlink()

@@ -128,6 +128,16 @@ async def test_a_refusal_names_the_setting_and_the_reason(fake_names: FakeNames)
     assert str(refused.value) == f"hook.example is not in {SETTING}: 10.0.0.1 is private"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_this_machine_is_not_public(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Even under a public address: what listens there may be behind a firewall for all others."""
+    monkeypatch.setattr("server.targets.why_not_public", lambda _address: None)
+    with pytest.raises(RefusedTargetError, match=f"{host} is this machine"):
+        await allow().resolve(host, 8000)
+    assert await allow(host).resolve(host, 8000) == [host]
+    assert await allow().resolve("203.0.113.7", 8000) == ["203.0.113.7"]
+
+
 @pytest.mark.parametrize(
     ("port", "usable"),
     [
