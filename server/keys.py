@@ -2,7 +2,7 @@
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -51,7 +51,7 @@ class Keyring:
         self._monotonic = monotonic
         self._problem: str | None = None
         self._mark = file.mark()
-        self._keys = {key.id: key for key in file.read()}
+        self._take(file.read())
         self._is_closed = bool(api_key or self._keys)
         self._looked_at = monotonic()
 
@@ -71,8 +71,7 @@ class Keyring:
         """Return whose `id:secret` this is, or None. Takes the same time whatever is wrong."""
         key_id, _, secret = credential.partition(":")
         key = self._current().get(key_id)
-        kept = bytes.fromhex(key.digest) if key else NO_DIGEST
-        is_key = hmac.compare_digest(digest_of(secret), kept)
+        is_key = hmac.compare_digest(digest_of(secret), self._digests.get(key_id, NO_DIGEST))
         is_house = hmac.compare_digest(digest_of(credential), self._house_digest or NO_DIGEST)
         if is_house and self._house_digest:
             return Caller()
@@ -96,6 +95,10 @@ class Keyring:
         fault = "wrong" if is_well_formed(secret) else "mistyped or cut"
         return f"the secret of key {key.id} is {fault}"
 
+    def _take(self, keys: Iterable[StoredKey]) -> None:
+        self._keys = {key.id: key for key in keys}
+        self._digests = {key.id: bytes.fromhex(key.digest) for key in self._keys.values()}
+
     def _current(self) -> dict[str, StoredKey]:
         """Return the keys, read again when the file has changed."""
         now = self._monotonic()
@@ -115,7 +118,7 @@ class Keyring:
             return
         if mark is None and self._keys:
             raise ConfigurationError(f"{self._file.path} is gone")
-        self._keys = {key.id: key for key in self._file.read()}
+        self._take(self._file.read())
         self._mark, self._problem = mark, None
         log.info("keys read", keys=len(self._keys))
 
