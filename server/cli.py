@@ -171,7 +171,7 @@ def revoke_key(
     data_dir: DataDirOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Withdraw a key. Its requests and files stay until they expire, out of everybody's reach."""
+    """Withdraw a key. Its requests and files stay until they expire."""
     file = _key_file(data_dir, config)
     try:
         key = file.revoke(key_id.partition(":")[0], time.time())

@@ -153,6 +153,17 @@ async def test_no_key_and_a_bad_key_are_stopped_at_every_closed_route(box: Box) 
     assert count > 100
 
 
+async def test_an_open_prefix_is_no_way_around(box: Box) -> None:
+    """What begins like an open path and goes on like a closed one leads nowhere."""
+    for endpoint_id, request_id in box.kept.items():
+        for prefix in ("/files/", "/uploads/", "/health/", "/.well-known/", "/api/openapi/"):
+            for step in ("", "%2e%2e/", "x/%2e%2e/%2e%2e/queue/"):
+                path = f"{prefix}{step}{endpoint_id}"
+                for method, way in (("POST", path), ("GET", f"{path}/requests/{request_id}")):
+                    answer = await box.call({}, method, way, json=SMALL_INPUTS[endpoint_id])
+                    assert answer.status_code in (401, 404, 405), way
+
+
 async def test_another_key_s_request_looks_like_none(box: Box) -> None:
     """Each job route, by each endpoint's paths: 404 to the letter; the owner is served after it."""
     routes = [(m, path) for m, path in routes_of(box.app) if "{request_id}" in path]
