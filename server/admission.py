@@ -1,6 +1,7 @@
 """The one door into the queue."""
 
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from server.clock import Clock
 from server.errors import RequestError
 from server.jobs import Job, Priority
 from server.keys import Caller
+from server.limiter import TokenBuckets
 from server.settings import Settings
 from server.store import Store
 
@@ -47,6 +49,7 @@ class Admission:
         self._store = store
         self._clock = clock
         self._on_accepted = on_accepted
+        self._requests = TokenBuckets(clock)
 
     async def accept(
         self, caller: Caller, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes
@@ -54,11 +57,18 @@ class Admission:
         """Store a new job for this input, which is not validated here, and wake the dispatcher.
 
         `origin` is the scheme, host and port under which the caller knows this server. Raises
-        `RequestError` 429 when the queue is too long and 503 when the disk is too full.
+        `RequestError` 429 when the queue is too long or the caller's own limits are reached, and
+        503 when the disk is too full.
         """
-        self._check_depth(wishes.queue_limit)
+
+        def check_depth() -> None:
+            self._check_depth(wishes.queue_limit)
+            self._check_own_depth(caller)
+
+        check_depth()
         if disk_problem(self._settings):
             raise _refusal(503, "The server is low on disk space")
+        self._check_rate(caller)
         now = self._clock()
         job = await self._store.insert(
             Job(
@@ -76,7 +86,8 @@ class Admission:
                 file_seconds=wishes.file_seconds,
                 file_acl=wishes.file_acl,
                 webhook_url=wishes.webhook_url,
-            )
+            ),
+            check_depth,  # again: many may have passed above before the first of them counted
         )
         self._on_accepted(job)
         return job
@@ -87,6 +98,25 @@ class Admission:
             raise _refusal(429, "The queue is full")
         if asked_limit is not None and waiting > asked_limit:
             raise _refusal(429, f"The queue is longer than {asked_limit}")
+
+    def _check_own_depth(self, caller: Caller) -> None:
+        limit = caller.limits.queued_jobs
+        if limit is not None and self._store.backlog.count_of(caller.owner) >= limit:
+            raise _refusal(429, f"This key has {limit} requests in the queue and may have no more")
+
+    def _check_rate(self, caller: Caller) -> None:
+        per_minute = caller.limits.requests_per_minute
+        if per_minute is None:
+            return
+        seconds = self._requests.take(caller.owner, per_minute)
+        if seconds:
+            # fal's own word for one caller who asks too much at a time.
+            raise _refusal(
+                429,
+                f"This key may send {per_minute} requests a minute",
+                "concurrent_requests_limit",
+                math.ceil(seconds),
+            )
 
 
 def disk_problem(settings: Settings) -> str | None:
@@ -101,6 +131,11 @@ def disk_problem(settings: Settings) -> str | None:
     return f"disk: {free_bytes} bytes free, {settings.disk_reserve_bytes} wanted"
 
 
-def _refusal(status: int, detail: str) -> RequestError:
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS), "x-fal-needs-retry": "1"}
-    return RequestError(status, detail, "queue_full" if status == 429 else None, headers)
+def _refusal(
+    status: int,
+    detail: str,
+    error_type: str = "queue_full",
+    retry_after_seconds: int = RETRY_AFTER_SECONDS,
+) -> RequestError:
+    headers = {"retry-after": str(retry_after_seconds), "x-fal-needs-retry": "1"}
+    return RequestError(status, detail, error_type if status == 429 else None, headers)

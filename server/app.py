@@ -1,6 +1,7 @@
 """The wiring: every part made once, in order, and handed to whoever needs it."""
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -22,11 +23,13 @@ from server.fetch import Fetcher
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import Job
+from server.keyfile import KeyFile
+from server.keys import Keyring
 from server.metrics import Metrics
 from server.outbound import Outbound, trusted_authorities
-from server.routes import health, jwks, openapi, queue, run, storage
+from server.routes import health, jwks, openapi, queue, requests, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
-from server.routes.auth import AuthMiddleware
+from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
@@ -52,6 +55,9 @@ EXPOSED_HEADERS = (
 """What a browser page may read of our answers: without it fal's client there sees an empty request
 id, and takes a time-out that its own caller asked for as one to try again after."""
 
+KEYS_FOLDER = "keys"
+"""Of the data folder: the keys of callers, and those that webhooks are signed with."""
+
 WEBHOOK_STOP_SECONDS = 1.0
 """How long a stop waits for webhooks under way; the others are sent after the next start."""
 
@@ -62,13 +68,14 @@ def create_app(settings: Settings) -> FastAPI:
     Raises `ConfigurationError` when the settings ask for what cannot be given.
     """
     check_settings(settings)
+    keys = make_keyring(settings)
     store = Store(settings.data_dir)
     files = FileStore(settings.data_dir / "files")
     inputs = InputPreparer(settings, files)
     events = Events()
     clock = SteadyClock()
     metrics = Metrics(clock, store.backlog)
-    signer = Signer(settings.data_dir / "keys")
+    signer = Signer(settings.data_dir / KEYS_FOLDER)
     webhooks = WebhookSender(
         Outbox(store), make_courier(settings), signer, clock, on_attempt=metrics.webhook
     )
@@ -137,13 +144,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     app.state.toggle_hold = dispatcher.toggle_hold
-    app.include_router(health.make_router(settings, store, dispatcher, metrics, clock))
-    app.include_router(openapi.make_router())
-    app.include_router(jwks.make_router(signer))
-    app.include_router(storage.make_router(store, files, metrics))
     limit = settings.body_limit_bytes
-    app.include_router(queue.QueueRoutes(store, admission, dispatcher, events, limit).router)
-    app.include_router(
+    for router in (
+        health.make_router(settings, store, dispatcher, metrics, clock, keys),
+        openapi.make_router(),
+        jwks.make_router(signer),
+        storage.make_router(store, files, metrics),
+        requests.RequestRoutes(store, files, clock).router,
+        queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         run.make_router(
             store,
             admission,
@@ -151,16 +159,16 @@ def create_app(settings: Settings) -> FastAPI:
             events,
             body_limit_bytes=limit,
             cancel_on_disconnect=settings.cancel_on_disconnect,
-        )
-    )
-    _add_middleware(app, settings)
+        ),
+    ):
+        app.include_router(router)
+    _add_middleware(app, settings, Gate(keys, clock))
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, gate: Gate) -> None:
     """Last added is outermost. CORS is outside whatever refuses, so that a browser can read it."""
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    app.add_middleware(AuthMiddleware, api_key=key)
+    app.add_middleware(AuthMiddleware, gate=gate)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
     app.add_middleware(
         CORSMiddleware,
@@ -187,6 +195,23 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
         step_seconds=settings.step_seconds,
     )
     return LocalRunner(load, limits)
+
+
+def make_keyring(settings: Settings) -> Keyring:
+    """Read the keys that callers may use.
+
+    Raises `ConfigurationError` for a damaged file, and rather than be open to a whole network
+    by oversight.
+    """
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    keys = Keyring(KeyFile(settings.data_dir / KEYS_FOLDER), key)
+    if not (is_loopback(settings.host) or keys.has_keys or settings.allow_anonymous):
+        raise ConfigurationError(
+            f"host is {settings.host!r} and there is no key: whoever reaches this machine could "
+            "use it. Make a key with `flux2-serve keys create --name NAME` (or set "
+            "FLUX2_API_KEY), or set FLUX2_ALLOW_ANONYMOUS=1 to let everybody in."
+        )
+    return keys
 
 
 def make_courier(settings: Settings) -> Courier:
@@ -223,6 +248,14 @@ def check_settings(settings: Settings) -> None:
             "no model: set FLUX2_MODEL or --model to a FLUX.2 folder in the diffusers layout, "
             "or make a tiny one with `flux2-serve demo-model DIR`."
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach a server that listens on this address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _handle_http_error(_request: Request, error: Exception) -> Response:

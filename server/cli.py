@@ -3,16 +3,20 @@
 import asyncio
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from server.app import create_app
+from server.app import KEYS_FOLDER, create_app
 from server.certs import TlsFiles, ensure_certificates, machine_names
 from server.client_env import client_env
 from server.errors import ConfigurationError
+from server.keyfile import KeyFile, KeyLimits, StoredKey
 from server.listen import serve as serve_app
 from server.settings import Settings, load_settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
@@ -25,6 +29,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+keys_app = typer.Typer(help="Make, list and revoke the keys of callers.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+DEFAULT_QUEUED_JOBS = 100
+"""A tenth of what the queue holds by default, so that no key can fill it for the others."""
 
 ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
 ModelOption = Annotated[Path | None, typer.Option(help="The model's diffusers folder.")]
@@ -104,6 +114,72 @@ def print_client_env(
     typer.echo(client_env(known_as, settings.port, settings.tls_port, ca_path, key))
 
 
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Whom or what it is for, to find it again.")],
+    queued_jobs: Annotated[
+        int, typer.Option(min=0, help="Most requests in the queue; 0 for no limit.")
+    ] = DEFAULT_QUEUED_JOBS,
+    requests_per_minute: Annotated[
+        int, typer.Option(min=0, help="Most requests a minute; 0 for no limit.")
+    ] = 0,
+    storage_bytes: Annotated[
+        str, typer.Option(help="Most that its uploads may take, such as 5GiB; 0 for no limit.")
+    ] = "0",
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make a key and show it, this once. A running server takes it within a second or two."""
+    limits = KeyLimits(
+        queued_jobs=queued_jobs or None,
+        requests_per_minute=requests_per_minute or None,
+        storage_bytes=_read_size(storage_bytes) or None,
+    )
+    file = _key_file(data_dir, config)
+    try:
+        key, secret = file.create(name, limits, time.time())
+    except ConfigurationError as error:
+        _fail(str(error))
+    typer.echo(f"FAL_KEY={key.id}:{secret}")
+    typer.echo(
+        "This is the only time it is shown. Programs with fal's clients take it from the\n"
+        'environment; everything else sends it as "Authorization: Key ..." with what follows\n'
+        f"FAL_KEY=. To withdraw it: flux2-serve keys revoke {key.id}",
+        err=True,
+    )
+
+
+@keys_app.command("list")
+def list_keys(data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
+    """List all keys, revoked ones too, without their secrets."""
+    file = _key_file(data_dir, config)
+    try:
+        keys = file.read()
+    except ConfigurationError as error:
+        _fail(str(error))
+    head = ("ID", "NAME", "CREATED", "QUEUED", "PER MINUTE", "STORAGE", "STATE")
+    rows = [head, *map(_key_row, keys)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The part of the key before the colon.")],
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Withdraw a key. Its requests and files stay until they expire."""
+    file = _key_file(data_dir, config)
+    try:
+        key = file.revoke(key_id.partition(":")[0], time.time())
+    except ConfigurationError as error:
+        _fail(str(error))
+    typer.echo(f"revoked: {key.id} {key.name}")
+
+
 def main() -> None:
     """Run the command line."""
     app()
@@ -114,6 +190,34 @@ def _load(**flags: Any) -> Settings:
         return load_settings(flags)
     except ConfigurationError as error:
         _fail(str(error))
+
+
+def _key_file(data_dir: Path | None, config: Path | None) -> KeyFile:
+    return KeyFile(_load(data_dir=data_dir, config=config).data_dir / KEYS_FOLDER)
+
+
+def _key_row(key: StoredKey) -> tuple[str, ...]:
+    limits = key.limits
+    return (
+        key.id,
+        key.name,
+        _day(key.created_at),
+        str(limits.queued_jobs or "-"),
+        str(limits.requests_per_minute or "-"),
+        ByteSize(limits.storage_bytes).human_readable() if limits.storage_bytes else "-",
+        "active" if key.revoked_at is None else f"revoked {_day(key.revoked_at)}",
+    )
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+
+
+def _read_size(text: str) -> int:
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise typer.BadParameter(f"{text!r} is not a size such as 500MB or 5GiB") from None
 
 
 def _certificates(settings: Settings, *further_names: str) -> TlsFiles:

@@ -55,7 +55,7 @@ class RequestError(FalError):
 
 
 class UnknownRequestError(FalError):
-    """The request id is unknown, expired, or of another application."""
+    """The request id is unknown, expired, of another application, or of another key."""
 
     def __init__(self) -> None:
         super().__init__(404, {"status": "NOT_FOUND"})

@@ -7,8 +7,6 @@ id and the timestamp, and check the Ed25519 signature of that with any key of th
 import base64
 import hashlib
 import json
-import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from server.durable import make_private_folder, write_private
 from server.errors import ConfigurationError
 
 KEY_NAME = "webhook-ed25519.pem"
@@ -63,8 +62,7 @@ class Signer:
 
         Raises `ConfigurationError` for a file that is not an Ed25519 key in PEM form.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._folder.chmod(0o700)
+        make_private_folder(self._folder)
         paths = sorted(self._folder.glob("*.pem"))
         if not paths:
             paths = [_make_key(self._folder)]
@@ -95,21 +93,7 @@ def _make_key(folder: Path) -> Path:
         serialization.NoEncryption(),
     )
     path = folder / KEY_NAME
-    spare = folder / f".{KEY_NAME}.{secrets.token_hex(4)}"
-    descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        spare.replace(path)
-    finally:
-        spare.unlink(missing_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_private(path, content)
     return path
 
 

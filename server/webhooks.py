@@ -38,9 +38,6 @@ gets no more than four attempts a second, so that a backlog for it costs next to
 STORAGE_RETRY_SECONDS = 1.0
 LONGEST_STORAGE_RETRY_SECONDS = 60.0
 
-USER_ID = "local"
-"""fal signs the id of the account; a box of one's own has one."""
-
 
 class Carrier(Protocol):
     """What makes one attempt; see `delivery.Courier`."""
@@ -189,10 +186,10 @@ class WebhookSender:
         headers = {
             "Content-Type": "application/json",
             "X-Fal-Webhook-Request-Id": letter.request_id,
-            "X-Fal-Webhook-User-Id": USER_ID,
+            "X-Fal-Webhook-User-Id": letter.owner,
             "X-Fal-Webhook-Timestamp": timestamp,
             "X-Fal-Webhook-Signature": self._signer.sign(
-                letter.request_id, USER_ID, timestamp, body
+                letter.request_id, letter.owner, timestamp, body
             ),
         }
         try:

@@ -16,6 +16,9 @@ from threading import Thread
 
 import pytest
 
+from server.app import KEYS_FOLDER, make_keyring
+from server.errors import ConfigurationError
+from server.keyfile import KeyFile, KeyLimits
 from server.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +130,18 @@ def test_server_takes_the_settings_of_the_image(image: list[Instruction]) -> Non
     caches = [value for name, value in environment(image).items() if "CACHE" in name]
     assert len(caches) == 2
     assert all(value.startswith("/data/cache/") for value in caches)
+
+
+def test_the_image_is_not_open_by_oversight(image: list[Instruction], tmp_path: Path) -> None:
+    """It listens to the network, so it wants a key, or to be told that everybody may come."""
+    variables = environment(image)
+    assert "FLUX2_ALLOW_ANONYMOUS" not in variables
+    closed = load_settings({"data_dir": tmp_path}, variables)
+    with pytest.raises(ConfigurationError, match="FLUX2_ALLOW_ANONYMOUS=1"):
+        make_keyring(closed)
+    make_keyring(load_settings({"data_dir": tmp_path}, {**variables, "FLUX2_ALLOW_ANONYMOUS": "1"}))
+    KeyFile(tmp_path / KEYS_FOLDER).create("me", KeyLimits(), 1.0)
+    assert make_keyring(closed).has_keys
 
 
 def test_gpu_and_compiler_are_there(image: list[Instruction]) -> None:

@@ -1,65 +1,161 @@
-"""Who may ask: one key for everybody, checked before method and path, as fal does."""
+"""Who may ask, checked before method and path, as fal does."""
 
-import hmac
+import hashlib
+import ipaddress
+import math
+from functools import partial
 
+import structlog
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.clock import Clock
 from server.errors import RequestError
-from server.keys import Caller
+from server.keys import Caller, Keyring
+from server.limiter import TokenBuckets
 from server.routes.answers import error_response
-from server.routes.doors import QUEUE_PREFIX
+from server.routes.doors import QUEUE_PREFIX, REST_PREFIX
 
-OPEN_PREFIXES = ("/health", "/files/", "/api/openapi/", "/.well-known/")
-"""Open without a key: probes, documents, public keys, and files, whose names are secrets."""
+log = structlog.get_logger(__name__)
+
+OPEN_PATHS = ("/health", "/openapi.json")
+OPEN_PREFIXES = ("/health/", "/files/", "/uploads/", "/api/openapi/", "/.well-known/")
+"""Open without a key: probes, documents and public keys; files and uploads, whose routes decide."""
+
+PLATFORM_PREFIX = "/v1/"
+KEYED_ONLY_PREFIXES = (REST_PREFIX + "/", PLATFORM_PREFIX)
+"""fal's REST and platform interfaces, which belong to no application."""
+
+FAILURES_PER_MINUTE = 20
+"""Of one address; enough for a typing error, too few to guess even a weak key."""
+
+IPV6_NETWORK_BITS = 64
+"""One household or machine has all addresses of such a network."""
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who sent the request, as the middleware found."""
+    """Return who sent a request to a closed path, as the middleware found."""
     caller = request.state.caller
     if not isinstance(caller, Caller):
         raise TypeError("the request did not come through AuthMiddleware")
     return caller
 
 
-class AuthMiddleware:
-    """Lets a request through when it carries the key, or when there is no key to carry."""
+def caller_or_none(request: Request) -> Caller | None:
+    """Return who sent a request to an open path, None for somebody without a valid key.
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    Without any key configured everybody is the box's own account. Raises `RequestError` 429 as
+    the middleware answers it on closed paths.
+    """
+    caller: Caller | None = request.state.identify()
+    return caller
+
+
+class Gate:
+    """Recognises callers by their keys and slows down who tries many."""
+
+    def __init__(self, keys: Keyring, clock: Clock) -> None:
+        self._keys = keys
+        self._failures = TokenBuckets(clock)
+        self._proven: set[bytes] = set()
+
+    def identify(self, address: str, authorization: str | None) -> Caller | None:
+        """Return the caller, or None when there is no key among the headers or a wrong one.
+
+        After too many failures from an address only credentials that were right before are
+        looked at: no guess gets through, and a stray script behind the same address stops none
+        of those who work there. Raises `RequestError` 429 for all others.
+        """
+        if not self._keys.has_keys:
+            return Caller()
+        credential = _credential(authorization)
+        if credential is None:
+            return None
+        digest = hashlib.sha256(credential.encode("utf-8")).digest()
+        seconds = self._failures.wait_seconds(address, FAILURES_PER_MINUTE)
+        if seconds and digest not in self._proven:
+            raise RequestError(
+                429,
+                "Too many failed attempts to authenticate from this address",
+                headers={"retry-after": str(math.ceil(seconds))},
+            )
+        caller = self._keys.verify(credential)
+        if caller:
+            self._proven.add(digest)
+        elif not self._failures.take(address, FAILURES_PER_MINUTE):
+            log.warning("key refused", address=address, reason=self._keys.explain(credential))
+        return caller
+
+
+class AuthMiddleware:
+    """Lets a request through when its key is known, its path is open, or there are no keys."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self._app = app
-        self._api_key = api_key
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 in fal's words, or pass the request on."""
-        if scope["type"] == "http" and self._api_key and scope["method"] != "OPTIONS":
-            error = self._check(scope["path"], Headers(scope=scope).get("authorization"))
-            if error:
+        """Answer 401 in fal's words, or pass the request on with its caller."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        authorization = Headers(scope=scope).get("authorization")
+        # On an open path the route asks when it wants to know: what it gets may be a ticket, and
+        # would count as a failed attempt here.
+        identify = partial(self._gate.identify, _address(scope), authorization)
+        state = {**scope.get("state", {}), "identify": identify}
+        if scope["method"] != "OPTIONS" and not _is_open(scope["path"]):
+            try:
+                caller = identify()
+                if caller is None:
+                    raise unauthorized(scope["path"], authorization)
+            except RequestError as error:
                 await error_response(error)(scope, receive, send)
                 return
-        if scope["type"] == "http":
-            scope = {**scope, "state": {**scope.get("state", {}), "caller": Caller()}}
-        await self._app(scope, receive, send)
+            state["caller"] = caller
+        await self._app({**scope, "state": state}, receive, send)
 
-    def _check(self, path: str, authorization: str | None) -> RequestError | None:
-        if path.startswith(OPEN_PREFIXES):
-            return None
-        scheme, _, key = (authorization or "").partition(" ")
-        known_scheme = scheme.lower() in ("key", "bearer")
-        expected = (self._api_key or "").encode("utf-8")
-        if known_scheme and hmac.compare_digest(key.strip().encode("utf-8"), expected):
-            return None
-        if scheme.lower() == "key" and ":" not in key:
-            return RequestError(
-                401,
-                "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'.",
-            )
-        segments = path.removeprefix(QUEUE_PREFIX).strip("/").split("/")
-        if "requests" in segments and authorization:
-            return RequestError(401, "invalid key credentials")
-        app_id = "/".join(segments[:2])
+
+def unauthorized(path: str, authorization: str | None) -> RequestError:
+    """Make fal's 401 for a canonical path and what was, or was not, in the header."""
+    scheme, _, credential = (authorization or "").partition(" ")
+    if scheme.lower() == "key" and ":" not in credential:
         return RequestError(
-            401,
-            f'Cannot access application "{app_id}". '
-            "Authentication is required to access this application.",
+            401, "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
         )
+    segments = path.removeprefix(QUEUE_PREFIX).strip("/").split("/")
+    belongs_to_no_app = path.startswith((*KEYED_ONLY_PREFIXES, *OPEN_PREFIXES))
+    if authorization and (belongs_to_no_app or "requests" in segments):
+        return RequestError(401, "invalid key credentials")
+    if belongs_to_no_app:
+        return RequestError(401, "Authorization header is required")
+    app_id = "/".join(segments[:2])
+    return RequestError(
+        401,
+        f'Cannot access application "{app_id}". '
+        "Authentication is required to access this application.",
+    )
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def _credential(authorization: str | None) -> str | None:
+    scheme, _, credential = (authorization or "").partition(" ")
+    return credential.strip() if scheme.lower() in ("key", "bearer") else None
+
+
+def _address(scope: Scope) -> str:
+    """Return whom failures are counted against: an IPv4 address, or a network of IPv6."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(address), IPV6_NETWORK_BITS), strict=False))
+    return host

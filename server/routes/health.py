@@ -11,6 +11,7 @@ from starlette.responses import Response
 from server.admission import disk_problem
 from server.clock import Clock
 from server.dispatcher import Dispatcher
+from server.keys import Keyring
 from server.metrics import Metrics
 from server.routes.answers import AsciiJSONResponse
 from server.settings import Settings
@@ -18,7 +19,12 @@ from server.store import Store
 
 
 def make_router(
-    settings: Settings, store: Store, dispatcher: Dispatcher, metrics: Metrics, clock: Clock
+    settings: Settings,
+    store: Store,
+    dispatcher: Dispatcher,
+    metrics: Metrics,
+    clock: Clock,
+    keys: Keyring,
 ) -> APIRouter:
     """Make the routes over the given parts."""
     router = APIRouter(tags=["health"])
@@ -35,6 +41,8 @@ def make_router(
             "reason": problem,
             "pipelines": dispatcher.descriptions,
             "safety": settings.safety,
+            # No reason to send callers away: those whose keys were known before are served.
+            "keys": "the key file cannot be used, see the log" if keys.problem else "ok",
             "queue": {"IN_QUEUE": len(store.backlog), "IN_PROGRESS": store.backlog.in_progress},
         }
         return AsciiJSONResponse(body, status_code=503 if problem else 200)

@@ -73,7 +73,7 @@ class QueueRoutes:
         logs: Annotated[str, Query()] = "0",
     ) -> Response:
         """Answer where the request is: 202 until it is COMPLETED, then 200."""
-        job = await self._find(app_path, request_id)
+        job = await self._find(request, app_path, request_id)
         lines = self._read_log(job) if logs.lower() in TRUE_WORDS else None
         body = self._describe(job, door_of(request), lines)
         return _answer(request_id, body, 200 if job.outcome else 202)
@@ -86,7 +86,7 @@ class QueueRoutes:
         logs: Annotated[str, Query()] = "0",
     ) -> Response:
         """Send the status as server-sent events, one for each change, until it is COMPLETED."""
-        job = await self._find(app_path, request_id)
+        job = await self._find(request, app_path, request_id)
         events = self._stream(job, door_of(request), logs.lower() in TRUE_WORDS)
         return EventStream(events, {REQUEST_ID_HEADER: request_id})
 
@@ -133,18 +133,18 @@ class QueueRoutes:
                 fields["error_type"] = job.outcome.error_type
         return QueueStatus(**fields).model_dump(exclude_unset=True)
 
-    async def result(self, app_path: str, request_id: str) -> Response:
+    async def result(self, request: Request, app_path: str, request_id: str) -> Response:
         """Replay the outcome, success or error; 400 while there is none."""
-        job = await self._find(app_path, request_id)
+        job = await self._find(request, app_path, request_id)
         if job.outcome is None:
             raise RequestError(
                 400, "Request is still in progress", headers={REQUEST_ID_HEADER: request_id}
             )
         return replay(job)
 
-    async def cancel(self, app_path: str, request_id: str) -> Response:
+    async def cancel(self, request: Request, app_path: str, request_id: str) -> Response:
         """Cancel: 200 when it left the queue, 202 when it will stop, 400 when it is over."""
-        await self._find(app_path, request_id)
+        await self._find(request, app_path, request_id)
         try:
             job = await self._dispatcher.cancel(request_id)
         except IllegalTransitionError:
@@ -154,9 +154,11 @@ class QueueRoutes:
         body = CancelAnswer(status="CANCELLATION_REQUESTED").model_dump()
         return _answer(request_id, body, 202)
 
-    async def _find(self, app_path: str, request_id: str) -> Job:
+    async def _find(self, request: Request, app_path: str, request_id: str) -> Job:
+        """Return the caller's job; another's looks as if it did not exist."""
+        owner = caller_of(request).owner
         job = await self._store.get(request_id)
-        if job is None or not _belongs(job, app_path):
+        if job is None or job.owner != owner or not _belongs(job, app_path):
             raise UnknownRequestError
         return job
 

@@ -1,12 +1,14 @@
 """Stored files, served to whoever knows their name."""
 
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
 
 from server.errors import RequestError
 from server.files import URL_PREFIX, FileStore
+from server.lifecycle import may_read
 from server.metrics import Metrics
+from server.routes.auth import caller_or_none
 from server.store import Store
 
 log = structlog.get_logger(__name__)
@@ -23,10 +25,12 @@ def make_router(store: Store, files: FileStore, metrics: Metrics) -> APIRouter:
     """Make the route over the given parts."""
     router = APIRouter(include_in_schema=False)
 
-    async def download(name: str) -> Response:
+    async def download(request: Request, name: str) -> Response:
         record = await store.get_file(name)
         path = files.find(name)
-        if record is None:
+        caller = caller_or_none(request) if record and record.acl else None
+        reader = caller.owner if caller else None
+        if record is None or not may_read(record.acl, record.owner, reader):
             raise RequestError(404, "File not found")
         if path is None or path.stat().st_size != record.size_bytes:
             log.error("a stored file is missing or changed", name=name)

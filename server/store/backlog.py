@@ -21,17 +21,19 @@ class Backlog:
     def __init__(self) -> None:
         self._queued: dict[Priority, list[int]] = {priority: [] for priority in Priority}
         self._by_app: Counter[tuple[str, Priority]] = Counter()
+        self._by_owner: Counter[str] = Counter()
         self.in_progress = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._queued.values()))
 
-    def load(self, queued: Iterable[tuple[int, int, str]]) -> None:
-        """Begin with the database's (priority, seq, endpoint id), sorted."""
-        for number, seq, endpoint_id in queued:
+    def load(self, queued: Iterable[tuple[int, int, str, str]]) -> None:
+        """Begin with the database's (priority, seq, endpoint id, owner), sorted."""
+        for number, seq, endpoint_id, owner in queued:
             priority = Priority(number)
             self._queued[priority].append(seq)
             self._by_app[app_id_of(endpoint_id), priority] += 1
+            self._by_owner[owner] += 1
 
     def follow(self, old: Job | None, new: Job) -> None:
         """Note a committed change; `old` is None for a new job."""
@@ -39,15 +41,21 @@ class Backlog:
             queued = self._queued[old.priority]
             del queued[bisect_left(queued, old.seq)]
             self._by_app[old.app_id, old.priority] -= 1
+            self._by_owner[old.owner] -= 1
         if new.status is JobStatus.IN_QUEUE:
             insort(self._queued[new.priority], new.seq)
             self._by_app[new.app_id, new.priority] += 1
+            self._by_owner[new.owner] += 1
         was_running = bool(old and old.status is JobStatus.IN_PROGRESS)
         self.in_progress += (new.status is JobStatus.IN_PROGRESS) - was_running
 
     def count_by_app(self) -> dict[tuple[str, Priority], int]:
         """Count the queued jobs of each application and priority."""
         return dict(self._by_app)
+
+    def count_of(self, owner: str) -> int:
+        """Count the queued jobs of one key."""
+        return self._by_owner[owner]
 
     def count_ahead(self, job: Job) -> int:
         """Count the queued jobs that will be claimed before this one."""

@@ -20,9 +20,10 @@ class Due:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """What an attempt sends; `attempts` were made before."""
+    """What an attempt sends; `owner` is whose request it was, `attempts` were made before."""
 
     request_id: str
+    owner: str
     url: str
     body: str
     attempts: int

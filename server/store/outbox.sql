@@ -21,7 +21,8 @@ ORDER BY webhooks.next_attempt_at;
 SELECT min(next_attempt_at) FROM webhooks WHERE state = 'pending' AND next_attempt_at > :now;
 
 -- name: letter
-SELECT request_id, url, body, attempts FROM webhooks
+SELECT request_id, owner, url, body, webhooks.attempts
+FROM webhooks JOIN jobs USING (request_id)
 WHERE request_id = :request_id AND state = 'pending' AND next_attempt_at <= :now;
 
 -- name: mark_delivered

@@ -15,7 +15,7 @@ SELECT * FROM jobs WHERE request_id = :request_id;
 SELECT * FROM jobs WHERE status = 'IN_QUEUE' ORDER BY priority, seq LIMIT 1;
 
 -- name: all_queued
-SELECT priority, seq, endpoint_id FROM jobs WHERE status = 'IN_QUEUE' ORDER BY priority, seq;
+SELECT priority, seq, endpoint_id, owner FROM jobs WHERE status = 'IN_QUEUE' ORDER BY priority, seq;
 
 -- name: all_in_progress
 SELECT * FROM jobs WHERE status = 'IN_PROGRESS' ORDER BY seq;

@@ -1,5 +1,6 @@
 """The jobs and files of one data folder, durable once a call returns."""
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -29,15 +30,20 @@ class Store(Database):
         """Open the database and count what waits in it. Raises as `Database.open` does."""
         await super().open()
 
-        def read(connection: sqlite3.Connection) -> list[tuple[int, int, str]]:
+        def read(connection: sqlite3.Connection) -> list[tuple[int, int, str, str]]:
             return [tuple(row) for row in connection.execute(self._queries["all_queued"])]
 
         self.backlog.load(await self.read(read))
 
-    async def insert(self, job: Job) -> Job:
-        """Store a new job and return it with its number."""
+    async def insert(self, job: Job, check: Callable[[], None] = lambda: None) -> Job:
+        """Store a new job and return it with its number.
+
+        `check` is called when the backlog cannot change any more before the job is in it; what
+        it raises comes out, and nothing is stored then.
+        """
 
         def write(connection: sqlite3.Connection) -> Job:
+            check()
             cursor = connection.execute(self._queries["insert_job"], row_of(job))
             return replace(job, seq=cursor.lastrowid or 0)
 
@@ -124,6 +130,36 @@ class Store(Database):
         """Return the names of all files that some record keeps."""
         return set(await self._read_column("all_file_names", {}))
 
+    async def erase_request(self, request_id: str, owner: str) -> list[str] | None:
+        """Erase a completed job of this owner, its files' records, and its webhook.
+
+        Returns the names of the files to delete, those that outlived the job's record among
+        them; None when this owner has neither. Raises `IllegalTransitionError` for a job that
+        is not over yet. If the database's log cannot be cut off now, the next sweep does it.
+        """
+        key = {"request_id": request_id, "owner": owner}
+
+        def write(connection: sqlite3.Connection) -> tuple[bool, list[str]]:
+            job = connection.execute(self._queries["get_job"], key).fetchone()
+            if job and job["owner"] != owner:
+                return False, []
+            if job and job["http_status"] is None:
+                raise jobs.IllegalTransitionError(f"erase: {request_id} is {job['status']}")
+            files = connection.execute(self._queries["files_of_job"], key).fetchall()
+            names = [file["name"] for file in files if file["owner"] == owner]
+            for name in names:
+                connection.execute(self._queries["delete_file"], {"name": name})
+            connection.execute(self._queries["delete_job"], key)
+            return bool(job or names), names
+
+        found, names = await self.write(write)
+        if not found:
+            return None
+        self._checkpoint_due = True
+        with contextlib.suppress(StoreUnavailableError):
+            await self._cut_off_log()
+        return names
+
     async def erase_expired(self, now: float, limit: int = 100) -> list[str]:
         """Erase expired jobs and file records; return the names of the files to delete.
 
@@ -148,14 +184,17 @@ class Store(Database):
                 names += batch
                 self._checkpoint_due |= erased > 0
                 more = max(erased, len(batch)) == limit
-            if self._checkpoint_due:
-                await self.checkpoint()
-                self._checkpoint_due = False
+            await self._cut_off_log()
         except StoreUnavailableError:
             if not names:
                 raise
             # Their rows are gone: this is the one chance to delete them before the next start.
         return names
+
+    async def _cut_off_log(self) -> None:
+        if self._checkpoint_due:
+            await self.checkpoint()
+            self._checkpoint_due = False
 
     async def _read_column(self, query: str, parameters: dict[str, object]) -> list[str]:
         def read(connection: sqlite3.Connection) -> list[str]:

@@ -1,5 +1,6 @@
 """The door into the queue: what is refused, and what is written down of what is not."""
 
+import asyncio
 import math
 import shutil
 from collections import namedtuple
@@ -12,10 +13,11 @@ from server.admission import Admission, Wishes, disk_problem
 from server.catalogue import find_endpoint
 from server.errors import RequestError
 from server.jobs import Job, Priority
-from server.keys import Caller
+from server.keys import Caller, KeyLimits
 from server.settings import Settings
 from server.store import Store
 from tests.server.conftest import MakeSettings
+from tests.server.test_limiter import Hand
 
 pytestmark = pytest.mark.anyio
 
@@ -94,3 +96,77 @@ async def test_a_full_disk_refuses(
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: Usage(9999, 8999, 1000))
     await accept(settings, store)
     assert disk_problem(settings) is None
+
+
+class Keyed:
+    """An admission that several keys share, on a clock that the test moves."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.clock = Hand()
+        self._admission = Admission(settings, store, self.clock, lambda _: None)
+
+    async def send(self, caller: Caller) -> RequestError | None:
+        """Send a request; return the refusal, None when it was accepted."""
+        endpoint = find_endpoint("fal-ai/flux-2")
+        try:
+            await self._admission.accept(caller, endpoint, {}, "http://box", Wishes())
+        except RequestError as error:
+            return error
+        return None
+
+
+async def test_a_key_has_its_own_place_in_the_queue(settings: Settings, store: Store) -> None:
+    """At its limit it hears 429 while others go on; a claim or a restart counts right."""
+    keyed = Keyed(settings, store)
+    small = Caller(owner="small", limits=KeyLimits(queued_jobs=2))
+    assert [await keyed.send(small) for _ in range(2)] == [None, None]
+    refusal = await keyed.send(small)
+    assert refusal is not None
+    assert (refusal.status, refusal.error_type) == (429, "queue_full")
+    assert refusal.headers["retry-after"] == "10"
+    assert refusal.headers["x-fal-needs-retry"] == "1"
+    assert await keyed.send(Caller()) is None
+    assert await keyed.send(Caller(owner="other", limits=KeyLimits(queued_jobs=1))) is None
+    job = await store.claim(NOW)
+    assert job is not None
+    assert job.owner == "small"
+    assert await keyed.send(small) is None
+    assert await keyed.send(small) is not None
+    again = Store(settings.data_dir)
+    await store.close()
+    await again.open()
+    assert again.backlog.count_of("small") == 2
+    await again.close()
+
+
+async def test_a_rush_at_once_does_not_pass_the_limit(settings: Settings, store: Store) -> None:
+    """Exactly as many are accepted as have a place, though all ask before the first is stored."""
+    keyed = Keyed(settings, store)
+    caller = Caller(owner="rush", limits=KeyLimits(queued_jobs=30))
+    answers = await asyncio.gather(*(keyed.send(caller) for _ in range(100)))
+    assert answers.count(None) == 30
+    assert store.backlog.count_of("rush") == 30
+
+
+async def test_the_server_s_limit_is_exact_too(make_settings: MakeSettings, store: Store) -> None:
+    """The same rush from a hundred keys fills the queue to its limit and no further."""
+    keyed = Keyed(make_settings(queue_limit=40), store)
+    owners = [Caller(owner=f"key {number}") for number in range(100)]
+    answers = await asyncio.gather(*(keyed.send(caller) for caller in owners))
+    assert answers.count(None) == len(store.backlog) == 40
+
+
+async def test_requests_a_minute(settings: Settings, store: Store) -> None:
+    """Past its rate a key is told when it may again; other keys are not held up."""
+    keyed = Keyed(settings, store)
+    caller = Caller(owner="fast", limits=KeyLimits(requests_per_minute=4))
+    assert [await keyed.send(caller) for _ in range(4)] == [None] * 4
+    refusal = await keyed.send(caller)
+    assert refusal is not None
+    assert (refusal.status, refusal.error_type) == (429, "concurrent_requests_limit")
+    assert refusal.headers["retry-after"] == "15"
+    assert await keyed.send(Caller(owner="calm", limits=KeyLimits(requests_per_minute=4))) is None
+    assert await keyed.send(Caller()) is None
+    keyed.clock.now += 15.001
+    assert await keyed.send(caller) is None
+    assert await keyed.send(caller) is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.app import create_app
+from server.app import create_app, is_loopback, make_keyring
 from server.errors import ConfigurationError
 from server.settings import Settings
 
@@ -35,3 +35,31 @@ def test_without_a_model_it_says_how_to_get_one(make_settings: Callable[..., Set
     """The message leads a newcomer to the tiny checkpoint."""
     with pytest.raises(ConfigurationError, match="demo-model"):
         create_app(make_settings(model=None))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),  # noqa: S104  (judged, not bound to)
+        ("::", False),
+        ("", False),
+        ("192.168.1.2", False),
+        ("box.local", False),
+    ],
+)
+def test_who_can_reach_an_address(host: str, expected: bool) -> None:
+    """Anything but this machine's own addresses is taken for the network."""
+    assert is_loopback(host) == expected
+
+
+def test_without_a_key_the_network_is_refused(make_settings: Callable[..., Settings]) -> None:
+    """Both ways out are named, and each of them works; loopback needs none."""
+    with pytest.raises(ConfigurationError, match=r"keys create .* FLUX2_ALLOW_ANONYMOUS=1"):
+        create_app(make_settings(host="::"))
+    assert not make_keyring(make_settings(host="::", allow_anonymous=True)).has_keys
+    assert make_keyring(make_settings(host="::", api_key="any")).has_keys
+    assert not make_keyring(make_settings()).has_keys

@@ -65,7 +65,13 @@ def test_a_mark_moves_nothing() -> None:
 def test_it_begins_with_the_rows() -> None:
     """What was loaded counts as what was followed, by application and priority."""
     backlog = Backlog()
-    backlog.load([(0, 4, "fal-ai/flux-2"), (0, 7, "fal-ai/flux-2/flash"), (1, 2, "fal-ai/other")])
+    backlog.load(
+        [
+            (0, 4, "fal-ai/flux-2", "a"),
+            (0, 7, "fal-ai/flux-2/flash", "b"),
+            (1, 2, "fal-ai/other", "a"),
+        ]
+    )
     assert len(backlog) == 3
     assert backlog.count_ahead(make_job(7)) == 1
     assert backlog.count_ahead(make_job(2, Priority.LOW)) == 2
@@ -73,3 +79,18 @@ def test_it_begins_with_the_rows() -> None:
         ("fal-ai/flux-2", Priority.NORMAL): 2,
         ("fal-ai/other", Priority.LOW): 1,
     }
+    assert [backlog.count_of(owner) for owner in "abc"] == [2, 1, 0]
+
+
+def test_each_key_has_a_count_of_its_own() -> None:
+    """It follows every way into the queue and out of it, whatever the priority."""
+    backlog = Backlog()
+    mine = [make_job(1), make_job(2, Priority.LOW)]
+    for job in (*mine, replace(make_job(3), owner="other")):
+        backlog.follow(None, job)
+    claimed = jobs.claim(mine[0], 1.0)
+    backlog.follow(mine[0], claimed)
+    assert (backlog.count_of("local"), backlog.count_of("other")) == (1, 1)
+    backlog.follow(claimed, jobs.requeue(claimed, runner_died=True, charge_attempt=True))
+    backlog.follow(mine[1], jobs.end_in_queue(mine[1], OUTCOME, 2.0))
+    assert (backlog.count_of("local"), backlog.count_of("other")) == (1, 1)

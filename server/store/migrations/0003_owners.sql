@@ -19,3 +19,5 @@ ALTER TABLE owned_files RENAME TO files;
 CREATE INDEX files_of_job ON files (request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX files_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX uploads_of_owner ON files (owner, size_bytes) WHERE request_id IS NULL;
+
+CREATE INDEX jobs_of_owner ON jobs (owner, completed_at, seq) WHERE completed_at IS NOT NULL;

@@ -6,8 +6,11 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from server.clock import SteadyClock
+from server.keyfile import KeyFile
+from server.keys import Keyring
 from server.routes import jwks
-from server.routes.auth import AuthMiddleware
+from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware
 from server.signing import Signer
 
@@ -33,7 +36,8 @@ async def test_every_door_leads_to_the_keys(
     signer.load()
     app = FastAPI()
     app.include_router(jwks.make_router(signer))
-    app.add_middleware(AuthMiddleware, api_key="id:secret")
+    gate = Gate(Keyring(KeyFile(tmp_path), "id:secret"), SteadyClock())
+    app.add_middleware(AuthMiddleware, gate=gate)
     app.add_middleware(DoorMiddleware)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as client:
         answer = await client.get(url, headers=headers)

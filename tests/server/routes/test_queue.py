@@ -19,9 +19,12 @@ from server.events import Events
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import Job, Outcome
+from server.keyfile import KeyFile
+from server.keys import Keyring
 from server.metrics import Metrics
 from server.routes import answers, queue
 from server.routes.answers import KEEP_ALIVE, handle_fal_error
+from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware
 from server.settings import Settings
 from server.store import Store
@@ -58,6 +61,8 @@ class Box:
             self.store, admission, dispatcher, self.events, settings.body_limit_bytes
         )
         self.app.include_router(routes.router)
+        keys = Keyring(KeyFile(settings.data_dir / "keys"))
+        self.app.add_middleware(AuthMiddleware, gate=Gate(keys, clock))
         self.app.add_middleware(DoorMiddleware)
 
     async def insert(self, request_id: str) -> Job:

@@ -80,7 +80,7 @@ async def test_a_failed_attempt_is_followed_by_another(store: Store, outbox: Out
     assert await outbox.letter("a", 11.9) is None
     assert await outbox.next_due(5.0) == 12.0
     assert await outbox.letter("a", 12.0) == Letter(
-        request_id="a", url=before.url, body=before.body, attempts=1
+        request_id="a", owner="local", url=before.url, body=before.body, attempts=1
     )
     assert (await row_of(store, "a"))["last_error"] == "answered 500"
 
