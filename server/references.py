@@ -62,8 +62,6 @@ def decode(source: BinaryIO, limit_pixels: int) -> Image.Image:
             _check_size(*picture.size, limit_pixels)
             orientation = _orientation(picture)
             picture.load()
-            # HEIC says its size beside the picture, and the picture may turn out otherwise.
-            _check_size(*picture.size, limit_pixels)
             return _turn(to_rgb(picture), orientation)
         except ImageRefusedError:
             raise
