@@ -26,7 +26,7 @@ from tests.server.test_decoder import is_scene, running
 pytestmark = pytest.mark.anyio
 
 LIMIT_PIXELS = 25_000_000
-FLIPS = int(os.environ.get("FLUX2_TEST_FLIPS", "200"))
+FLIPS = int(os.environ.get("FLUX2_TEST_FLIPS", "300"))
 SEED = 20261121
 MIB = 2**20
 
