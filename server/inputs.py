@@ -8,12 +8,14 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import io
 import shutil
 from pathlib import Path
 
 from server.errors import InputError, content_error
 from server.files import FileStore, name_in_url
-from server.images import ImageRefusedError, decode_reference
+from server.images import ImageRefusedError
+from server.references import decode
 from server.settings import Settings
 
 IMAGE_FIELD = "image_urls"
@@ -50,7 +52,7 @@ class InputPreparer:
         loc = (IMAGE_FIELD, index)
         data = self._read(url, loc)
         try:
-            image = decode_reference(data, self._settings.reference_limit_pixels)
+            image = decode(io.BytesIO(data), self._settings.reference_limit_pixels)
         except ImageRefusedError as error:
             raise content_error(
                 error.error_type, str(error), loc=loc, value=url, ctx=error.ctx

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +11,7 @@ from enum import StrEnum
 import structlog
 
 from pipelines.types import GenerationRequest, Stage
+from server.children import Child, spawn
 from server.runners.messages import (
     FROM_RUNNER,
     LENGTHS,
@@ -96,9 +95,7 @@ class LocalRunner:
         self._load = load
         self._limits = limits
         self._usual_step_seconds = 0.0
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._child: Child | None = None
         self.state = RunnerState.STOPPED
         self.problem: str | None = None
         self.description: str | None = None
@@ -107,7 +104,7 @@ class LocalRunner:
     @property
     def pid(self) -> int | None:
         """The child's process id, or None when there is none."""
-        return self._process.pid if self._process else None
+        return self._child.process.pid if self._child else None
 
     async def start(self) -> None:
         """Start the child and wait until its pipeline is loaded.
@@ -143,8 +140,8 @@ class LocalRunner:
 
     async def wait_died(self) -> None:
         """Return when the idle child ends; safe to cancel."""
-        if self._process:
-            await self._process.wait()
+        if self._child:
+            await self._child.process.wait()
 
     async def run(
         self,
@@ -201,62 +198,40 @@ class LocalRunner:
     async def stop(self) -> None:
         """End the child: it ends by itself when the socket closes, or else it is killed."""
         self.state = RunnerState.STOPPED
-        if self._writer:
-            # Not closed in order: a child that reads nothing would keep us waiting for ever.
-            self._writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
-        if self._process:
-            try:
-                await asyncio.wait_for(self._process.wait(), KILL_AFTER_SECONDS)
-            except TimeoutError:
-                os.kill(self._process.pid, signal.SIGKILL)
-                await self._process.wait()
-        self._process = self._reader = self._writer = None
+        if self._child:
+            await self._child.end(KILL_AFTER_SECONDS)
+        self._child = None
 
     async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
         # Our own variables reach the child as its first message, and the API key not at all.
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)
         }
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # a folder named `server` where the operator stands must not shadow ours
-                "-m",
-                "server.runners.runner_main",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={**inherited, **RUNNER_ENVIRONMENT},
-                # Its own session: Ctrl-C in the terminal is the gateway's to handle.
-                start_new_session=True,
-            )
-        ours.setblocking(False)
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._child = await spawn(
+            "server.runners.runner_main", environment={**inherited, **RUNNER_ENVIRONMENT}
+        )
 
     async def _send(self, message: Load | Run | Cancel) -> None:
-        if self._writer is None:
+        if self._child is None:
             raise RunnerDiedError("the runner is not running")
         try:
-            self._writer.write(to_runner(message))
+            self._child.writer.write(to_runner(message))
             async with asyncio.timeout(self._limits.stage_seconds):
-                await self._writer.drain()
+                await self._child.writer.drain()
         except TimeoutError:
             raise RunnerDiedError("the runner hung: it takes no orders") from None
         except OSError:
             raise RunnerDiedError(await self._describe_end()) from None
 
     async def _receive(self, limit_seconds: float) -> tuple[FromRunner, bytes]:
-        if self._reader is None:
+        if self._child is None:
             raise RunnerDiedError("the runner is not running")
         try:
             async with asyncio.timeout(limit_seconds):
-                lengths = await self._reader.readexactly(LENGTHS.size)
+                lengths = await self._child.reader.readexactly(LENGTHS.size)
                 header_bytes, payload_bytes = LENGTHS.unpack(lengths)
-                header = await self._reader.readexactly(header_bytes)
-                payload = await self._reader.readexactly(payload_bytes)
+                header = await self._child.reader.readexactly(header_bytes)
+                payload = await self._child.reader.readexactly(payload_bytes)
         except TimeoutError:
             raise RunnerDiedError(f"the runner hung: silent for {limit_seconds:g} s") from None
         except (asyncio.IncompleteReadError, OSError):
@@ -264,10 +239,10 @@ class LocalRunner:
         return FROM_RUNNER.validate_json(header), payload
 
     async def _describe_end(self) -> str:
-        if self._process is None:
+        if self._child is None:
             return "the runner is not running"
         try:
-            code = await asyncio.wait_for(self._process.wait(), KILL_AFTER_SECONDS)
+            code = await asyncio.wait_for(self._child.process.wait(), KILL_AFTER_SECONDS)
         except TimeoutError:
             return "the runner hung up without ending"
         if code < 0:

@@ -4,11 +4,9 @@ Started by `local` as `python -m server.runners.runner_main FD`, FD being its en
 pair. When the gateway dies the socket closes, and the runner ends at once.
 """
 
-import ctypes
 import importlib
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -20,6 +18,7 @@ import structlog
 
 from pipelines.errors import CancelledError, DeviceLostError, OutOfMemoryError, PipelineError
 from pipelines.types import GeneratedImage, Pipeline, Step
+from server.children import die_with_parent
 from server.images import encode
 from server.runners.messages import (
     LENGTHS,
@@ -181,19 +180,9 @@ def _with_one_retry(generate: Callable[[], float], pipeline: Pipeline) -> float:
     return generate()
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process when the gateway dies, however busy this one is.
-
-    prctl(PR_SET_PDEATHSIG), Linux. The closing socket says the same, but only to a process that
-    gets to read it.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(1, signal.SIGKILL)
-
-
 def main() -> None:
     """Serve the gateway at the other end of the socket whose descriptor is the argument."""
-    _die_with_parent()
+    die_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         Runner(connection).serve()
 
