@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from bench_cores import child_of, move, on_core
 from bench_load import Line
 
 from server.jobs import Job
+from server.keys import HOUSE
 from server.store import Store
 from server.store.database import load_queries
 from server.store.rows import row_of
@@ -112,26 +114,31 @@ def _wait_loaded(process: subprocess.Popen[str], log: Path) -> int:
 
 def fill(data_dir: Path, count: int, body: dict[str, Any]) -> list[str]:
     """Put so many requests into a queue that no server works on; return their ids, in order."""
-    insert = load_queries("queries.sql")["insert_job"]
+    queries = load_queries("queries.sql")
     now = time.time()
     ids = [str(uuid.uuid4()) for _ in range(count)]
-    rows = (
+    rows = [
         row_of(
             Job(
                 request_id=request_id,
                 endpoint_id=APP,
+                owner=HOUSE,
                 origin="http://bench",
                 input=json.dumps(body),
                 created_at=now,
             )
         )
         for request_id in ids
-    )
+    ]
+
+    def insert(connection: sqlite3.Connection) -> None:
+        for name in ("insert_job", "insert_input"):
+            connection.executemany(queries[name], rows)
 
     async def write() -> None:
         store = Store(data_dir)
         await store.open()
-        await store.write(lambda connection: connection.executemany(insert, rows))
+        await store.write(insert)
         await store.close()
 
     asyncio.run(write())

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from server.dispatcher import Dispatcher
 from server.errors import ConfigurationError, FalError, RequestError
 from server.events import Events
 from server.files import FileStore
+from server.images import ImageRefusedError, decode_reference
 from server.inputs import InputPreparer
 from server.jobs import Job
 from server.metrics import Metrics
@@ -62,7 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
     check_settings(settings)
     store = Store(settings.data_dir)
     files = FileStore(settings.data_dir / "files")
-    inputs = InputPreparer(settings, files)
+    inputs = InputPreparer(
+        settings, files, store, _NoFetcher(), _InProcessDecoder(settings.reference_limit_pixels)
+    )
     events = Events()
     clock = SteadyClock()
     metrics = Metrics(clock, store.backlog)
@@ -209,6 +213,33 @@ def check_settings(settings: Settings) -> None:
             "no model: set FLUX2_MODEL or --model to a FLUX.2 folder in the diffusers layout, "
             "or make a tiny one with `flux2-serve demo-model DIR`."
         )
+
+
+class _NoFetcher:
+    """Stands in for `server.fetch` until it is there."""
+
+    async def fetch(self, url: str, target: Path) -> None:
+        """Refuse."""
+        del url, target
+        message = "This server does not fetch image URLs yet."
+        raise ImageRefusedError("file_download_error", message)
+
+
+class _InProcessDecoder:
+    """Stands in for `server.decoder` until it is there."""
+
+    def __init__(self, limit_pixels: int) -> None:
+        self._limit_pixels = limit_pixels
+        self._turn = asyncio.Semaphore(1)
+
+    async def decode(self, source: Path, target: Path) -> None:
+        """Decode in a thread, one picture at a time."""
+
+        def work() -> None:
+            decode_reference(source.read_bytes(), self._limit_pixels).save(target, compress_level=0)
+
+        async with self._turn:
+            await asyncio.to_thread(work)
 
 
 async def _handle_http_error(_request: Request, error: Exception) -> Response:

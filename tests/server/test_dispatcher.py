@@ -17,13 +17,13 @@ from server.dispatcher import Dispatcher
 from server.errors import UnknownRequestError
 from server.events import Events
 from server.files import FileStore
-from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome
 from server.metrics import Metrics
 from server.runners.local import RunnerState
 from server.settings import Settings
 from server.store import Store
 from server.worker import Parts
+from tests.server.stubs import Web, make_preparer
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +37,7 @@ class Box:
         self.settings = settings
         self.store = Store(settings.data_dir)
         self.files = FileStore(settings.data_dir / "files")
+        self.web = Web()
         self.events = Events()
         self.clock = SteadyClock()
         self.completed: list[Job] = []
@@ -44,7 +45,7 @@ class Box:
             settings=settings,
             store=self.store,
             files=self.files,
-            inputs=InputPreparer(settings, self.files),
+            inputs=make_preparer(settings, self.files, self.store, self.web),
             events=self.events,
             metrics=Metrics(self.clock, self.store.backlog),
             clock=self.clock,

@@ -17,7 +17,6 @@ from server.dispatcher import Dispatcher
 from server.errors import FalError
 from server.events import Events
 from server.files import FileStore
-from server.inputs import InputPreparer
 from server.jobs import Job, Outcome
 from server.metrics import Metrics
 from server.routes import answers, queue
@@ -26,6 +25,7 @@ from server.routes.doors import DoorMiddleware
 from server.settings import Settings
 from server.store import Store
 from server.worker import Parts
+from tests.server.stubs import make_preparer
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +45,7 @@ class Box:
             settings=settings,
             store=self.store,
             files=files,
-            inputs=InputPreparer(settings, files),
+            inputs=make_preparer(settings, files, self.store),
             events=self.events,
             metrics=Metrics(clock, self.store.backlog),
             clock=clock,
