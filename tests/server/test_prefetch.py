@@ -300,10 +300,12 @@ async def test_a_full_disk_is_told_and_waited_for(head: Head) -> None:
     head.web.errors["http://a"] = OSError(28, "No space left on device")
     await head.submit("a", "http://a")
     await head.web.until(lambda: len(head.web.asked) > 2)
-    assert head.prefetcher.problem == "storage: [Errno 28] No space left on device"
+    problems = [head.prefetcher.problem]
     del head.web.errors["http://a"]
     await head.until_ready("a")
-    assert head.prefetcher.problem is None
+    await head.prefetcher.stop()
+    problems.append(head.prefetcher.problem)
+    assert problems == ["storage: [Errno 28] No space left on device", None]
     assert head.failed == {}
 
 
