@@ -71,7 +71,7 @@ class Line:
 def build_request(method: str, path: str, body: Any = None) -> bytes:
     """Return the bytes of a request, with `body` as JSON."""
     content = b"" if body is None else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
     return head.encode() + content
 
 

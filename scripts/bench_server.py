@@ -3,20 +3,22 @@
 import asyncio
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench_cores import child_of, move, on_core
+from bench_cores import children_of, move, on_core
 from bench_load import Line
 
 from server.jobs import Job
@@ -27,6 +29,7 @@ from server.store.rows import row_of
 
 COMMAND = str(Path(sys.executable).parent / "flux2-serve")
 START_SECONDS = 120
+RUNNER = "server.runners.runner_main"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 APP = "fal-ai/flux-2"
@@ -54,14 +57,35 @@ class Served:
         return float(value)
 
 
+@contextmanager
+def working_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder that is gone at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=parent)).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def status_path(request_id: str) -> str:
     """Return where the status of a request is."""
     return f"{SUBMIT_PATH}/requests/{request_id}/status"
 
 
 @contextmanager
-def serve(model: Path, data_dir: Path, cores: tuple[int, int], *, held: bool) -> Iterator[Served]:
-    """Start a server on (gateway core, runner core), wait until its runner is loaded, stop it."""
+def serve(
+    model: Path,
+    data_dir: Path,
+    cores: tuple[int, int],
+    *,
+    held: bool,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """Start a server on (gateway core, runner core), wait until its runner is loaded, stop it.
+
+    What else the gateway starts stays on its core. `environment` is added to the server's.
+    """
     settings = {
         "FLUX2_MODEL": str(model),
         "FLUX2_DATA_DIR": str(data_dir),
@@ -76,7 +100,7 @@ def serve(model: Path, data_dir: Path, cores: tuple[int, int], *, held: bool) ->
     with on_core(cores[0]), log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(  # noqa: S603
             [COMMAND, "serve"],
-            env={**os.environ, **ONE_THREAD, **settings},
+            env={**os.environ, **ONE_THREAD, **settings, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -109,7 +133,7 @@ def _wait_loaded(process: subprocess.Popen[str], log: Path) -> int:
         if time.monotonic() > deadline or process.poll() is not None:
             raise SystemExit(f"no runner:\n{log.read_text(encoding='utf-8')}")
         time.sleep(0.1)
-    return child_of(process.pid)
+    return children_of(process.pid)[RUNNER]
 
 
 def fill(data_dir: Path, count: int, body: dict[str, Any]) -> list[str]:
