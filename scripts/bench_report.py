@@ -66,10 +66,13 @@ class Costs:
 
 def write_report(figures: Figures) -> str:
     """Return the section, in Markdown."""
+    machine = (
+        f"{describe_machine(figures.load_before)}; a page written and synced in "
+        f"{ms(figures.sync, 50)} ms. {describe_versions()}. Load from {load_tool()}."
+    )
     lines = [
         *heading("queue"),
-        f"{describe_machine(figures.load_before)}; a page written and synced in "
-        f"{ms(figures.sync, 50)} ms. {describe_versions()}. Load from {load_tool()}.",
+        machine,
         "",
         *table(result_rows(figures)),
         "",

@@ -11,9 +11,9 @@ from typing import Any
 from server.catalogue import Endpoint
 from server.clock import Clock
 from server.errors import RequestError
+from server.image_urls import need_of, own_names
 from server.jobs import Job, Priority
 from server.keys import Caller
-from server.references import need_of, own_names
 from server.settings import Settings
 from server.store import Store
 

@@ -18,15 +18,15 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from server.catalogue import Order, find_endpoint
 from server.errors import ECHO_LIMIT_CHARACTERS, InputError, content_error
 from server.files import FileStore
-from server.jobs import Job
-from server.lifecycle import may_read
-from server.references import (
+from server.image_urls import (
     IMAGE_FIELD,
     MAX_URL_CHARACTERS,
     is_data_uri,
     own_file_name,
     own_names,
 )
+from server.jobs import Job
+from server.lifecycle import may_read
 from server.settings import Settings
 from server.store import Store
 

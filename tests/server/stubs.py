@@ -5,17 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
+
 from server.files import FileStore
-from server.images import decode_reference
 from server.inputs import InputPreparer
 from server.settings import Settings
 from server.store import Store
 
-LIMIT_PIXELS = 1_000_000
 WAIT_SECONDS = 30
 
 
-class FetchRefusedError(Exception):
+class RefusedError(Exception):
     """A refusal of the shape that the seam asks for."""
 
     def __init__(self, error_type: str, message: str, ctx: dict[str, Any] | None = None) -> None:
@@ -54,7 +54,7 @@ class Web:
             if url in self.errors:
                 raise self.errors[url]
             if url not in self.files:
-                raise FetchRefusedError("file_download_error", "Failed to download the file")
+                raise RefusedError("file_download_error", "Failed to download the file")
             target.write_bytes(self.files[url])
         finally:
             self.under_way.discard(url)
@@ -62,7 +62,7 @@ class Web:
 
 
 class Decoder:
-    """Decodes where it is called, and notes what."""
+    """Decodes where it is called what needs no care, and notes what."""
 
     def __init__(self) -> None:
         self.sources: list[Path] = []
@@ -70,7 +70,11 @@ class Decoder:
     async def decode(self, source: Path, target: Path) -> None:
         """Write the picture in `source` to `target`."""
         self.sources.append(source)
-        decode_reference(source.read_bytes(), LIMIT_PIXELS).save(target, compress_level=0)
+        try:
+            with Image.open(source) as picture:
+                picture.convert("RGB").save(target, "PNG", compress_level=0)
+        except UnidentifiedImageError:
+            raise RefusedError("unsupported_image_format", "Unsupported image format") from None
 
 
 def make_preparer(

@@ -17,7 +17,7 @@ from server.inputs import InputPreparer
 from server.jobs import Job, Outcome, StoredFile, complete
 from server.settings import Settings
 from server.store import Store
-from tests.server.stubs import Decoder, FetchRefusedError, Web, make_preparer
+from tests.server.stubs import Decoder, RefusedError, Web, make_preparer
 
 pytestmark = pytest.mark.anyio
 
@@ -212,7 +212,7 @@ async def test_our_own_files_have_no_such_limit(settings: Settings) -> None:
 async def test_the_fetcher_s_words_reach_the_caller(bench: Bench) -> None:
     """Type, message and ctx of a refusal are told as they are, for the image it is about."""
     url = f"{FAR}/big.png"
-    refusal = FetchRefusedError("file_too_large", "File too large", {"max_size": 7})
+    refusal = RefusedError("file_too_large", "File too large", {"max_size": 7})
     bench.web.errors[url] = refusal
     item = await bench.refusal(await bench.submit(to_data_uri(make_png()), url))
     assert item["loc"] == ["body", "image_urls", 1]

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from server.catalogue import find_endpoint
+from server.image_urls import MAX_URL_CHARACTERS, need_of, own_file_name, own_names
 from server.jobs import Need
 from server.machine import machine_names
-from server.references import MAX_URL_CHARACTERS, need_of, own_file_name, own_names
 from server.settings import Settings
 
 NAME = "0123456789abcdef" * 2 + ".png"
