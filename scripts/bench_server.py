@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ from server.store.rows import row_of
 
 COMMAND = str(Path(sys.executable).parent / "flux2-serve")
 START_SECONDS = 120
-RUNNER = "server.runners.runner_main"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 APP = "fal-ai/flux-2"
@@ -84,7 +83,7 @@ def serve(
 ) -> Iterator[Served]:
     """Start a server on (gateway core, runner core), wait until its runner is loaded, stop it.
 
-    What else the gateway starts stays on its core. `environment` is added to the server's.
+    All that the gateway starts is on the runner's core. `environment` is added to the server's.
     """
     settings = {
         "FLUX2_MODEL": str(model),
@@ -108,7 +107,8 @@ def serve(
     try:
         address = _read_address(process, log)
         line = Line(address)
-        move(_wait_loaded(process, log), cores[1])
+        for child in _wait_loaded(process, log):
+            move(child, cores[1])
         yield Served(process, address, line)
         line.close()
     finally:
@@ -126,14 +126,17 @@ def _read_address(process: subprocess.Popen[str], log: Path) -> tuple[str, int]:
     raise SystemExit(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
 
 
-def _wait_loaded(process: subprocess.Popen[str], log: Path) -> int:
-    """Return the runner's process id, once the log says it is ready: a held server never does."""
+def _wait_loaded(process: subprocess.Popen[str], log: Path) -> Iterable[int]:
+    """Return the gateway's children, once the log says that the runner is ready.
+
+    A held server never says of itself that it is.
+    """
     deadline = time.monotonic() + START_SECONDS
     while "runner ready" not in log.read_text(encoding="utf-8"):
         if time.monotonic() > deadline or process.poll() is not None:
             raise SystemExit(f"no runner:\n{log.read_text(encoding='utf-8')}")
         time.sleep(0.1)
-    return children_of(process.pid)[RUNNER]
+    return children_of(process.pid).values()
 
 
 def fill(data_dir: Path, count: int, body: dict[str, Any]) -> list[str]:
