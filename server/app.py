@@ -23,7 +23,6 @@ from server.files import FileStore
 from server.images import ImageRefusedError, decode_reference
 from server.inputs import InputPreparer
 from server.jobs import Job
-from server.memory import give_large_blocks_back
 from server.metrics import Metrics
 from server.routes import health, jwks, openapi, queue, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
@@ -63,7 +62,6 @@ def create_app(settings: Settings) -> FastAPI:
     Raises `ConfigurationError` when the settings ask for what cannot be given.
     """
     check_settings(settings)
-    give_large_blocks_back()
     store = Store(settings.data_dir)
     files = FileStore(settings.data_dir / "files")
     inputs = InputPreparer(
