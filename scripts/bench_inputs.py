@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_cores import children_of, choose_cores
+from bench_load import build_request
 from bench_report import Row, append, describe_machine, describe_versions, heading, table
 from bench_server import Served, serve, working_folder
 from PIL import Image
@@ -62,8 +63,11 @@ def main() -> int:
     with working_folder(options.data) as folder:
         pictures = make_pictures(folder / "pictures", options.side)
         with image_server(folder / "pictures") as url:
-            bodies = make_bodies(pictures, None if options.no_urls else url)
-            memory = measure(folder, bodies, options.requests)
+            submits = [
+                build_request("POST", SUBMIT_PATH, body)
+                for body in make_bodies(pictures, None if options.no_urls else url)
+            ]
+            memory = measure(folder, submits, options.requests)
     text = "\n".join(write_section(memory, options, pictures, load_before))
     print(text)
     if options.append:
@@ -129,7 +133,7 @@ def make_bodies(pictures: list[bytes], url: str | None) -> list[dict[str, Any]]:
     return [{"prompt": "plain", "image_size": "square", "seed": 5, **body} for body in bodies]
 
 
-def measure(folder: Path, bodies: list[dict[str, Any]], requests: int) -> Memory:
+def measure(folder: Path, submits: list[bytes], requests: int) -> Memory:
     """Pass the requests through a server of its own and watch the gateway meanwhile."""
     settings = {
         "FLUX2_PIPELINE_FACTORY": "fault_pipelines:instant",
@@ -146,7 +150,7 @@ def measure(folder: Path, bodies: list[dict[str, Any]], requests: int) -> Memory
         every = max(1, requests // SAMPLES)
         with ThreadPoolExecutor(CLIENTS) as clients:
             works = [
-                clients.submit(send, server, bodies[number % len(bodies)])
+                clients.submit(send, server, submits[number % len(submits)])
                 for number in range(requests)
             ]
             for number, work in enumerate(works, start=1):
@@ -162,10 +166,10 @@ def measure(folder: Path, bodies: list[dict[str, Any]], requests: int) -> Memory
     return memory
 
 
-def send(server: Served, body: dict[str, Any]) -> None:
+def send(server: Served, submit: bytes) -> None:
     """Submit a request, wait for its end, and see to it that it succeeded."""
     line = server.new_line()
-    request_id = line.ask("POST", SUBMIT_PATH, body)["request_id"]
+    request_id = line.exchange(submit)["request_id"]
     line.close()
     kept = f"/queue/{EDIT_APP}/requests/{request_id}"
     line = server.new_line()
