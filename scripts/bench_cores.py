@@ -29,7 +29,8 @@ def move(pid: int, core: int) -> None:
         os.sched_setaffinity(int(thread.name), {core})
 
 
-def child_of(pid: int) -> int:
-    """Return the process id of the only child of a process."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return int(child)
+def children_of(pid: int) -> dict[str, int]:
+    """Return the children of a process by the Python module that each runs."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    words = {child: Path(f"/proc/{child}/cmdline").read_text().split("\0") for child in children}
+    return {line[line.index("-m") + 1]: int(child) for child, line in words.items() if "-m" in line}

@@ -44,7 +44,10 @@ class Line:
 
         Raises RuntimeError when the answer is an error.
         """
-        request = build_request(method, path, body)
+        return self.exchange(build_request(method, path, body))
+
+    def exchange(self, request: bytes) -> Any:
+        """Send what was built before, and do as `ask` does."""
         started = time.perf_counter()
         self._socket.sendall(request)
         status = int(self._stream.readline().split()[1])
@@ -56,7 +59,7 @@ class Line:
         answer = self._stream.read(length)
         self.seconds = time.perf_counter() - started
         if status >= 400:
-            raise RuntimeError(f"{method} {path}: {status} {answer!r}")
+            raise RuntimeError(f"{request[:200]!r}: {status} {answer!r}")
         return json.loads(answer)
 
     def follow(self, path: str) -> None:
@@ -71,7 +74,7 @@ class Line:
 def build_request(method: str, path: str, body: Any = None) -> bytes:
     """Return the bytes of a request, with `body` as JSON."""
     content = b"" if body is None else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
     return head.encode() + content
 
 

@@ -7,11 +7,9 @@ named with each figure. Everything runs on the tiny checkpoint.
 import argparse
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,12 +19,20 @@ from typing import Any
 
 from bench_cores import choose_cores, on_core
 from bench_load import Load, make_load
-from bench_report import Costs, Figures, write_report
-from bench_server import COMMAND, SUBMIT_PATH, Served, bare_pipeline, fill, serve, status_path
+from bench_report import Costs, Figures, append, write_report
+from bench_server import (
+    COMMAND,
+    SUBMIT_PATH,
+    Served,
+    bare_pipeline,
+    fill,
+    serve,
+    status_path,
+    working_folder,
+)
 
 from server.store import Store
 
-REPORT = Path("docs/BENCHMARKS.md")
 SUBMITTERS, POLLERS = 8, 16
 
 
@@ -69,8 +75,7 @@ def main() -> int:
     text = write_report(figures)
     print(text)
     if options.append:
-        with REPORT.open("a", encoding="utf-8") as report:
-            report.write(f"\n{text}")
+        append(text)
     return 0
 
 
@@ -92,17 +97,6 @@ def parse_options() -> argparse.Namespace:
 def numbers(text: str) -> tuple[int, ...]:
     """Read whole numbers separated by commas, ascending."""
     return tuple(sorted(int(word) for word in text.split(",")))
-
-
-@contextmanager
-def working_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder that is gone at the end."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=parent)).resolve()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def say(text: str) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from bench_load import Load, load_tool, percentile
 
+REPORT = Path("docs/BENCHMARKS.md")
 MOST_RATIO, MOST_GROWTH = 1.05, 1.3
 LEAST_POLLS_PER_SECOND, MOST_POLL_MS = 500, 50
 PACKAGES = ("flux2-serve", "fastapi", "starlette", "uvicorn", "pydantic", "torch", "diffusers")
@@ -64,17 +66,15 @@ class Costs:
 
 def write_report(figures: Figures) -> str:
     """Return the section, in Markdown."""
+    machine = (
+        f"{describe_machine(figures.load_before)}; a page written and synced in "
+        f"{ms(figures.sync, 50)} ms. {describe_versions()}. Load from {load_tool()}."
+    )
     lines = [
-        f"## Queue, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        *heading("queue"),
+        machine,
         "",
-        *describe_run(figures),
-        "",
-        "| measured | result | target | |",
-        "|---|---|---|---|",
-        *(
-            f"| {what} | {value} | {target} | {VERDICTS[held]} |"
-            for what, value, target, held in result_rows(figures)
-        ),
+        *table(result_rows(figures)),
         "",
         *cost_table(figures.costs),
         "",
@@ -82,17 +82,45 @@ def write_report(figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def describe_run(figures: Figures) -> list[str]:
-    """Say what ran and on what: shapes, no names."""
+def heading(name: str) -> list[str]:
+    """Begin a section with the benchmark's name, the time, and the command."""
+    return [
+        f"## {name.capitalize()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "",
+        f"`{shlex.join(['scripts/bench', name, *sys.argv[1:]])}`",
+        "",
+    ]
+
+
+def describe_machine(load_before: float) -> str:
+    """Say what it ran on: shapes, no names."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = f"{os.cpu_count()} {platform.machine()} cores"
+    return f"{cores}, {memory_gib:.0f} GiB, load average {load_before:.1f} before"
+
+
+def describe_versions() -> str:
+    """Say what ran."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    machine = (
-        f"{os.cpu_count()} {platform.machine()} cores, {memory_gib:.0f} GiB, load average "
-        f"{figures.load_before:.1f} before; a page written and synced in "
-        f"{ms(figures.sync, 50)} ms. Python {platform.python_version()}, SQLite "
-        f"{sqlite3.sqlite_version}, {packages}. Load from {load_tool()}."
-    )
-    return [f"`{shlex.join(['scripts/bench', 'queue', *sys.argv[1:]])}`", "", machine]
+    return f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {packages}"
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the results and whether their targets were held."""
+    return [
+        "| measured | result | target | |",
+        "|---|---|---|---|",
+        *(
+            f"| {what} | {value} | {target} | {VERDICTS[held]} |"
+            for what, value, target, held in rows
+        ),
+    ]
+
+
+def append(section: str) -> None:
+    """Add a section to the report."""
+    with REPORT.open("a", encoding="utf-8") as report:
+        report.write(f"\n{section}")
 
 
 def result_rows(figures: Figures) -> list[Row]:

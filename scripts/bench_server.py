@@ -3,22 +3,26 @@
 import asyncio
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench_cores import child_of, move, on_core
+from bench_cores import children_of, move, on_core
 from bench_load import Line
 
 from server.jobs import Job
+from server.keys import HOUSE
 from server.store import Store
 from server.store.database import load_queries
 from server.store.rows import row_of
@@ -52,14 +56,35 @@ class Served:
         return float(value)
 
 
+@contextmanager
+def working_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder that is gone at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=parent)).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def status_path(request_id: str) -> str:
     """Return where the status of a request is."""
     return f"{SUBMIT_PATH}/requests/{request_id}/status"
 
 
 @contextmanager
-def serve(model: Path, data_dir: Path, cores: tuple[int, int], *, held: bool) -> Iterator[Served]:
-    """Start a server on (gateway core, runner core), wait until its runner is loaded, stop it."""
+def serve(
+    model: Path,
+    data_dir: Path,
+    cores: tuple[int, int],
+    *,
+    held: bool,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """Start a server on (gateway core, runner core), wait until its runner is loaded, stop it.
+
+    All that the gateway starts is on the runner's core. `environment` is added to the server's.
+    """
     settings = {
         "FLUX2_MODEL": str(model),
         "FLUX2_DATA_DIR": str(data_dir),
@@ -74,7 +99,7 @@ def serve(model: Path, data_dir: Path, cores: tuple[int, int], *, held: bool) ->
     with on_core(cores[0]), log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(  # noqa: S603
             [COMMAND, "serve"],
-            env={**os.environ, **ONE_THREAD, **settings},
+            env={**os.environ, **ONE_THREAD, **settings, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -82,7 +107,8 @@ def serve(model: Path, data_dir: Path, cores: tuple[int, int], *, held: bool) ->
     try:
         address = _read_address(process, log)
         line = Line(address)
-        move(_wait_loaded(process, log), cores[1])
+        for child in _wait_loaded(process, log):
+            move(child, cores[1])
         yield Served(process, address, line)
         line.close()
     finally:
@@ -100,38 +126,46 @@ def _read_address(process: subprocess.Popen[str], log: Path) -> tuple[str, int]:
     raise SystemExit(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
 
 
-def _wait_loaded(process: subprocess.Popen[str], log: Path) -> int:
-    """Return the runner's process id, once the log says it is ready: a held server never does."""
+def _wait_loaded(process: subprocess.Popen[str], log: Path) -> Iterable[int]:
+    """Return the gateway's children, once the log says that the runner is ready.
+
+    A held server never says of itself that it is.
+    """
     deadline = time.monotonic() + START_SECONDS
     while "runner ready" not in log.read_text(encoding="utf-8"):
         if time.monotonic() > deadline or process.poll() is not None:
             raise SystemExit(f"no runner:\n{log.read_text(encoding='utf-8')}")
         time.sleep(0.1)
-    return child_of(process.pid)
+    return children_of(process.pid).values()
 
 
 def fill(data_dir: Path, count: int, body: dict[str, Any]) -> list[str]:
     """Put so many requests into a queue that no server works on; return their ids, in order."""
-    insert = load_queries("queries.sql")["insert_job"]
+    queries = load_queries("queries.sql")
     now = time.time()
     ids = [str(uuid.uuid4()) for _ in range(count)]
-    rows = (
+    rows = [
         row_of(
             Job(
                 request_id=request_id,
                 endpoint_id=APP,
+                owner=HOUSE,
                 origin="http://bench",
                 input=json.dumps(body),
                 created_at=now,
             )
         )
         for request_id in ids
-    )
+    ]
+
+    def insert(connection: sqlite3.Connection) -> None:
+        for name in ("insert_job", "insert_input"):
+            connection.executemany(queries[name], rows)
 
     async def write() -> None:
         store = Store(data_dir)
         await store.open()
-        await store.write(lambda connection: connection.executemany(insert, rows))
+        await store.write(insert)
         await store.close()
 
     asyncio.run(write())

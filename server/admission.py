@@ -12,6 +12,7 @@ from typing import Any
 from server.catalogue import Endpoint
 from server.clock import Clock
 from server.errors import RequestError
+from server.image_urls import need_of, own_names
 from server.jobs import Job, Priority
 from server.keys import Caller
 from server.limiter import TokenBuckets
@@ -50,6 +51,7 @@ class Admission:
         self._clock = clock
         self._on_accepted = on_accepted
         self._requests = TokenBuckets(clock)
+        self._own_names = own_names(settings)
 
     async def accept(
         self, caller: Caller, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes
@@ -80,6 +82,7 @@ class Admission:
                 input=json.dumps(body, ensure_ascii=True),
                 created_at=now,
                 priority=wishes.priority,
+                needs=need_of(endpoint, body, origin, self._own_names),
                 start_by=now + wishes.start_seconds if wishes.start_seconds else None,
                 no_retry=wishes.no_retry,
                 keep_payload=wishes.keep_payload,

@@ -1,48 +1,22 @@
-"""The wiring: every part made once, in order, and handed to whoever needs it."""
+"""The HTTP app: the routes over the gateway's parts, and what stands in front of them."""
 
-import asyncio
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.admission import Admission
-from server.clock import SteadyClock
-from server.delivery import Courier
-from server.dispatcher import Dispatcher
-from server.errors import ConfigurationError, FalError, RequestError
-from server.events import Events
-from server.fetch import Fetcher
-from server.files import FileStore
-from server.inputs import InputPreparer
-from server.jobs import Job
-from server.keyfile import KeyFile
-from server.keys import Keyring
-from server.metrics import Metrics
-from server.outbound import Outbound, trusted_authorities
+from server.errors import FalError, RequestError
+from server.gateway import Gateway
 from server.routes import health, jwks, openapi, queue, requests, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
-from server.runners.local import Limits, LocalRunner
-from server.runners.messages import Load
-from server.settings import ENV_PREFIX, Settings
-from server.signing import Signer
-from server.store import Store
-from server.store.outbox import Outbox
-from server.targets import AllowList
-from server.upkeep import recover, sweep
-from server.webhooks import WebhookSender
-from server.worker import Parts
-
-log = structlog.get_logger(__name__)
+from server.settings import Settings
 
 EXPOSED_HEADERS = (
     "x-fal-request-id",
@@ -55,78 +29,18 @@ EXPOSED_HEADERS = (
 """What a browser page may read of our answers: without it fal's client there sees an empty request
 id, and takes a time-out that its own caller asked for as one to try again after."""
 
-KEYS_FOLDER = "keys"
-"""Of the data folder: the keys of callers, and those that webhooks are signed with."""
-
-WEBHOOK_STOP_SECONDS = 1.0
-"""How long a stop waits for webhooks under way; the others are sent after the next start."""
-
 
 def create_app(settings: Settings) -> FastAPI:
     """Make the server's app. Nothing runs until its lifespan is entered.
 
     Raises `ConfigurationError` when the settings ask for what cannot be given.
     """
-    check_settings(settings)
-    keys = make_keyring(settings)
-    store = Store(settings.data_dir)
-    files = FileStore(settings.data_dir / "files")
-    inputs = InputPreparer(settings, files)
-    events = Events()
-    clock = SteadyClock()
-    metrics = Metrics(clock, store.backlog)
-    signer = Signer(settings.data_dir / KEYS_FOLDER)
-    webhooks = WebhookSender(
-        Outbox(store), make_courier(settings), signer, clock, on_attempt=metrics.webhook
-    )
-
-    def on_completed(job: Job) -> None:
-        metrics.completed(job)
-        if job.webhook_url:
-            webhooks.wake()
-        log.info(
-            "completed",
-            request_id=job.request_id,
-            http_status=job.outcome.http_status if job.outcome else None,
-            inference_seconds=job.outcome.inference_seconds if job.outcome else None,
-        )
-
-    parts = Parts(
-        settings=settings,
-        store=store,
-        files=files,
-        inputs=inputs,
-        events=events,
-        metrics=metrics,
-        clock=clock,
-        on_completed=on_completed,
-    )
-    dispatcher = Dispatcher(parts, [make_runner(settings, name) for name in settings.devices])
-    admission = Admission(settings, store, clock, dispatcher.on_accepted)
-
-    async def drain(seconds: float) -> None:
-        """Stop the work, and then the waiting for it; HTTP goes on. May be called again."""
-        await dispatcher.stop(seconds)
-        events.close()
+    gateway = Gateway(settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await store.open()
-        try:
-            await recover(store, files, inputs, clock)
-            await webhooks.start()
-            dispatcher.start(held=settings.start_mode == "hold")
-            sweeper = asyncio.create_task(
-                sweep(store, files, clock, settings.sweep_seconds), name="sweeper"
-            )
-            try:
-                yield
-            finally:
-                sweeper.cancel()
-                await drain(0)
-                await webhooks.stop(WEBHOOK_STOP_SECONDS)
-        finally:
-            await store.close()
+        async with gateway.running():
+            yield
 
     app = FastAPI(
         title="flux2-serve",
@@ -142,14 +56,24 @@ def create_app(settings: Settings) -> FastAPI:
             HTTPException: _handle_http_error,
         },
     )
-    app.state.drain = drain
-    app.state.toggle_hold = dispatcher.toggle_hold
+    app.state.drain = gateway.drain
+    app.state.toggle_hold = gateway.dispatcher.toggle_hold
+    _add_routes(app, gateway)
+    _add_middleware(app, gateway)
+    return app
+
+
+def _add_routes(app: FastAPI, gateway: Gateway) -> None:
+    """Add all routes; the last one takes every path that is left."""
+    store, files, clock = gateway.store, gateway.files, gateway.clock
+    admission, dispatcher, events = gateway.admission, gateway.dispatcher, gateway.events
+    settings = gateway.settings
     limit = settings.body_limit_bytes
     for router in (
-        health.make_router(settings, store, dispatcher, metrics, clock, keys),
+        health.make_router(settings, store, dispatcher, gateway.metrics, clock, gateway.keys),
         openapi.make_router(),
-        jwks.make_router(signer),
-        storage.make_router(store, files, metrics),
+        jwks.make_router(gateway.signer),
+        storage.make_router(store, files, gateway.metrics),
         requests.RequestRoutes(store, files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         run.make_router(
@@ -162,14 +86,12 @@ def create_app(settings: Settings) -> FastAPI:
         ),
     ):
         app.include_router(router)
-    _add_middleware(app, settings, Gate(keys, clock))
-    return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, gate: Gate) -> None:
+def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
     """Last added is outermost. CORS is outside whatever refuses, so that a browser can read it."""
-    app.add_middleware(AuthMiddleware, gate=gate)
-    app.add_middleware(DoorMiddleware, public_url=settings.public_url)
+    app.add_middleware(AuthMiddleware, gate=Gate(gateway.keys, gateway.clock))
+    app.add_middleware(DoorMiddleware, public_url=gateway.settings.public_url)
     app.add_middleware(
         CORSMiddleware,
         allow_origin_regex=".*",
@@ -178,84 +100,6 @@ def _add_middleware(app: FastAPI, settings: Settings, gate: Gate) -> None:
         expose_headers=EXPOSED_HEADERS,
     )
     app.add_middleware(RequestIdMiddleware)
-
-
-def make_runner(settings: Settings, device: str) -> LocalRunner:
-    """Make the runner for one device; it starts when the dispatcher does."""
-    load = Load(
-        pipeline_factory=settings.pipeline_factory,
-        model=settings.model,
-        device=device,
-        dtype=settings.dtype,
-        log_level=settings.log_level,
-    )
-    limits = Limits(
-        load_seconds=settings.load_seconds,
-        stage_seconds=settings.stage_seconds,
-        step_seconds=settings.step_seconds,
-    )
-    return LocalRunner(load, limits)
-
-
-def make_keyring(settings: Settings) -> Keyring:
-    """Read the keys that callers may use.
-
-    Raises `ConfigurationError` for a damaged file, and rather than be open to a whole network
-    by oversight.
-    """
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    keys = Keyring(KeyFile(settings.data_dir / KEYS_FOLDER), key)
-    if not (is_loopback(settings.host) or keys.has_keys or settings.allow_anonymous):
-        raise ConfigurationError(
-            f"host is {settings.host!r} and there is no key: whoever reaches this machine could "
-            "use it. Make a key with `flux2-serve keys create --name NAME` (or set "
-            "FLUX2_API_KEY), or set FLUX2_ALLOW_ANONYMOUS=1 to let everybody in."
-        )
-    return keys
-
-
-def make_courier(settings: Settings) -> Courier:
-    """Make what carries webhooks to whom the settings allow."""
-    return Courier(_make_outbound(settings, "WEBHOOK_ALLOW", settings.webhook_allow))
-
-
-def make_fetcher(settings: Settings) -> Fetcher:
-    """Make what downloads image URLs from where the settings allow."""
-    outbound = _make_outbound(settings, "FETCH_ALLOW", settings.fetch_allow)
-    return Fetcher(outbound, settings.fetch_limit_bytes, settings.fetch_seconds)
-
-
-def _make_outbound(settings: Settings, name: str, entries: tuple[str, ...]) -> Outbound:
-    allowed = AllowList.parse(f"{ENV_PREFIX}{name}", entries)
-    if entries:
-        log.info("private targets are allowed", setting=allowed.setting, entries=entries)
-    return Outbound(allowed.resolve, trusted_authorities(settings.outbound_ca_file))
-
-
-def check_settings(settings: Settings) -> None:
-    """Refuse to start on settings that would make the server lie.
-
-    Raises `ConfigurationError`.
-    """
-    if settings.safety != "off":
-        raise ConfigurationError(
-            f"safety is {settings.safety!r}, but this version has no safety checker yet, and "
-            "will not report has_nsfw_concepts for images that nobody looked at. "
-            "Set FLUX2_SAFETY=off to serve unchecked images on your own responsibility."
-        )
-    if settings.model is None:
-        raise ConfigurationError(
-            "no model: set FLUX2_MODEL or --model to a FLUX.2 folder in the diffusers layout, "
-            "or make a tiny one with `flux2-serve demo-model DIR`."
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach a server that listens on this address or name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def _handle_http_error(_request: Request, error: Exception) -> Response:

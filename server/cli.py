@@ -12,12 +12,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from server.app import KEYS_FOLDER, create_app
+from server.app import create_app
 from server.certs import TlsFiles, ensure_certificates, machine_names
 from server.client_env import client_env
 from server.errors import ConfigurationError
+from server.gateway import KEYS_FOLDER
 from server.keyfile import KeyFile, KeyLimits, StoredKey
 from server.listen import serve as serve_app
+from server.memory import give_large_blocks_back
 from server.settings import Settings, load_settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
 from server.telemetry import configure_logging
@@ -60,6 +62,7 @@ def serve(
         model=model, data_dir=data_dir, host=host, port=port, tls_port=tls_port, config=config
     )
     configure_logging(settings.log_level)
+    give_large_blocks_back()
     try:
         application = create_app(settings)
         make_tls = partial(_certificates, settings) if settings.tls_port is not None else None

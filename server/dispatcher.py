@@ -10,14 +10,21 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from server import jobs
-from server.errors import RequestError, UnknownRequestError
-from server.jobs import IllegalTransitionError, Job, JobStatus
+from server.errors import FalError, UnknownRequestError
+from server.jobs import IllegalTransitionError, Job, JobStatus, Need
+from server.prefetch import Prefetcher
 from server.results import cancelled_error, error_outcome, missed_start_error
 from server.runners.local import LocalRunner
 from server.store import StoreUnavailableError
-from server.worker import STORAGE_RETRY_SECONDS, Parts, Worker
+from server.worker import STORAGE_RETRY_SECONDS, Parts, Worker, our_fault
 
 log = structlog.get_logger(__name__)
+
+JOBS_AHEAD = 4
+"""How many jobs, beside one for each runner, have images of ours decoded ahead of their turn."""
+
+JOBS_FETCHING = 16
+"""How many jobs have images fetched at a time: most of that is waiting for strangers."""
 
 
 class Dispatcher:
@@ -25,7 +32,13 @@ class Dispatcher:
 
     def __init__(self, parts: Parts, runners: Sequence[LocalRunner]) -> None:
         self._parts = parts
-        self._workers = [Worker(parts, runner, str(i)) for i, runner in enumerate(runners)]
+        places = {Need.DECODING: len(runners) + JOBS_AHEAD, Need.FETCHING: JOBS_FETCHING}
+        self._prefetcher = Prefetcher(
+            parts.store, parts.inputs, places, self._wake_workers, self._refuse
+        )
+        self._workers = [
+            Worker(parts, self._prefetcher, runner, str(i)) for i, runner in enumerate(runners)
+        ]
         self._deadline_changed = asyncio.Event()
         self._deadlines: asyncio.Task[None] | None = None
         self._stopping = False
@@ -37,6 +50,8 @@ class Dispatcher:
             return "draining: the server is stopping"
         if self.held:
             return "held: the queue runs after SIGUSR1"
+        if self._prefetcher.problem:
+            return self._prefetcher.problem
         problems = [worker.problem for worker in self._workers]
         return None if None in problems else "; ".join(filter(None, problems))
 
@@ -52,6 +67,8 @@ class Dispatcher:
 
     def start(self, *, held: bool = False) -> None:
         """Begin to work; returns at once, before any pipeline is loaded."""
+        self._prefetcher.held = held
+        self._prefetcher.start()
         for worker in self._workers:
             worker.held = held
             worker.start()
@@ -61,14 +78,18 @@ class Dispatcher:
         """Let the queue stand still, or run again; what runs is finished either way."""
         held = not self.held
         log.info("the queue is held" if held else "the queue runs")
+        self._prefetcher.held = held
+        self._prefetcher.wake()
         for worker in self._workers:
             worker.held = held
-            worker.wake()
+        self._wake_workers()
 
     def on_accepted(self, job: Job) -> None:
         """Wake whoever has to do with a new job."""
-        for worker in self._workers:
-            worker.wake()
+        if job.needs is Need.NOTHING:
+            self._wake_workers()
+        else:
+            self._prefetcher.wake()
         if job.start_by is not None:
             self._deadline_changed.set()
 
@@ -77,7 +98,9 @@ class Dispatcher:
         self._stopping = True
         if self._deadlines:
             self._deadlines.cancel()
+        await self._prefetcher.stop()
         await asyncio.gather(*(worker.stop(drain_seconds) for worker in self._workers))
+        await self._prefetcher.clear()
 
     async def cancel(self, request_id: str) -> Job:
         """Cancel a job: at once while it is queued, at its next step while it runs.
@@ -123,20 +146,38 @@ class Dispatcher:
         self,
         request_id: str,
         transition: Callable[[Job, jobs.Outcome, float], Job],
-        make_error: Callable[[], RequestError],
+        make_error: Callable[[], FalError],
+        *,
+        sync_mode: bool = False,
     ) -> Job:
         settings = self._parts.settings
         error = make_error()
         now = self._parts.clock()
 
         def end(job: Job) -> Job:
-            keep = settings.result_seconds if job.keep_payload else settings.sync_result_seconds
+            short = sync_mode or not job.keep_payload
+            keep = settings.sync_result_seconds if short else settings.result_seconds
             return transition(job, error_outcome(error, keep), now)
 
         job = await self._parts.store.change(request_id, end)
         if job is None:
             raise UnknownRequestError
         if job.outcome:
+            self._prefetcher.drop(request_id)
             self._parts.on_completed(job)
         self._parts.events.notify(request_id)
         return job
+
+    async def _refuse(self, job: Job, error: FalError | None) -> None:
+        """End a queued job whose images cannot be had; it needs no runner to hear that."""
+        sync_mode = False
+        with contextlib.suppress(FalError):
+            sync_mode = (await self._parts.inputs.read(job)).sync_mode
+        answer = error or our_fault()
+        with contextlib.suppress(IllegalTransitionError, UnknownRequestError):
+            await self._end(job.request_id, jobs.end_in_queue, lambda: answer, sync_mode=sync_mode)
+        self._prefetcher.drop(job.request_id)
+
+    def _wake_workers(self) -> None:
+        for worker in self._workers:
+            worker.wake()

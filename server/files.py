@@ -66,17 +66,6 @@ class FileStore:
         return self._folder / name[:2] / name
 
 
-def name_in_url(url: str) -> str | None:
-    """Return the file name in a URL of this server, whatever host it was reached under.
-
-    A box is known by many names (localhost, an address, fal's own host names through a proxy),
-    but a name of 128 random bits that we have stored is ours under all of them.
-    """
-    path = re.sub(r"[?#].*", "", url)
-    _, found, name = path.rpartition(URL_PREFIX)
-    return name if found and NAME_PATTERN.fullmatch(name) else None
-
-
 def _make_folder(folder: Path) -> None:
     """Make a folder, and those above it, so that their entries survive a power cut."""
     if not folder.is_dir():

@@ -8,97 +8,229 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import io
+import json
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from server.errors import InputError, content_error
-from server.files import FileStore, name_in_url
-from server.images import ImageRefusedError
-from server.references import decode
+from server.catalogue import Order, find_endpoint
+from server.errors import ECHO_LIMIT_CHARACTERS, InputError, content_error
+from server.files import FileStore
+from server.image_urls import (
+    IMAGE_FIELD,
+    MAX_URL_CHARACTERS,
+    is_data_uri,
+    own_file_name,
+    own_names,
+)
+from server.jobs import Job
+from server.lifecycle import may_read
 from server.settings import Settings
+from server.store import Store
 
-IMAGE_FIELD = "image_urls"
+T = TypeVar("T")
+
+OPEN_INPUTS = 2
+"""How many inputs are in memory at a time, whole and parsed: each may have tens of megabytes."""
+
+SMALL_CHARACTERS = 64 * 1024
+"""An input up to this long is parsed where it is read: a thread would take longer."""
+
+
+class Fetches(Protocol):
+    """Gets a file from elsewhere; what it raises for a refusal looks like `Refusal`."""
+
+    async def fetch(self, url: str, target: Path) -> None:
+        """Write what the URL leads to into the file `target`."""
+
+
+class Decodes(Protocol):
+    """Makes a picture that others can trust; what it raises for a refusal looks like `Refusal`."""
+
+    async def decode(self, source: Path, target: Path) -> None:
+        """Write the picture in the file `source` to `target`: upright RGB, as PNG."""
+
+
+@runtime_checkable
+class Refusal(Protocol):
+    """An exception that says in fal's words why an image cannot be had; `str` is its message."""
+
+    error_type: str
+    ctx: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One reference image that was asked for. `refusal` says why it cannot be had, if known."""
+
+    url: str  # of a data URI only the beginning, which is all that an error repeats
+    refusal: InputError | None = None
 
 
 class InputPreparer:
-    """Turns image URLs into checked local files."""
+    """Reads inputs, and turns their image URLs into checked local files."""
 
-    def __init__(self, settings: Settings, files: FileStore) -> None:
-        self._settings = settings
-        self._files = files
+    def __init__(
+        self,
+        settings: Settings,
+        files: FileStore,
+        store: Store,
+        fetcher: Fetches,
+        decoder: Decodes,
+    ) -> None:
+        self._limit_bytes = settings.reference_limit_bytes
         self._spool = settings.data_dir / "spool"
+        self._files = files
+        self._store = store
+        self._fetcher = fetcher
+        self._decoder = decoder
+        self._own_names = own_names(settings)
+        self._opening = asyncio.Semaphore(OPEN_INPUTS)
 
     def sweep(self) -> None:
         """Remove what a dead server left behind."""
         shutil.rmtree(self._spool, ignore_errors=True)
 
-    async def prepare(self, request_id: str, image_urls: tuple[str, ...]) -> tuple[Path, ...]:
-        """Write each reference image to the spool and return the paths, in order.
+    async def read(self, job: Job) -> Order:
+        """Return the job's validated input, its data URIs cut to what an error would repeat.
 
-        Raises `InputError` whose `loc` names the index of the image that was refused, and OSError
-        when the disk takes no more.
+        Raises `InputError` with one entry for every mistake.
         """
-        paths = []
-        for index, url in enumerate(image_urls):
-            paths.append(await asyncio.to_thread(self._prepare_one, request_id, index, url))
-        return tuple(paths)
+        return await self._open(job, lambda order: replace(order, image_urls=_cut_all(order)))
 
-    def release(self, request_id: str) -> None:
-        """Delete the request's spooled files."""
-        shutil.rmtree(self._spool / request_id, ignore_errors=True)
+    async def prepare(self, job: Job) -> tuple[Path, ...]:
+        """Write each of the job's reference images to the spool and return the paths, in order.
 
-    def _prepare_one(self, request_id: str, index: int, url: str) -> Path:
-        loc = (IMAGE_FIELD, index)
-        data = self._read(url, loc)
+        Raises `InputError` for a mistake in the input, and one whose `loc` names the index of the
+        image for the first that is refused: what can be judged without the network is judged
+        first. Raises OSError when the disk takes no more. Whatever it raises, nothing is left.
+        """
         try:
-            image = decode(io.BytesIO(data), self._settings.reference_limit_pixels)
-        except ImageRefusedError as error:
-            raise content_error(
-                error.error_type, str(error), loc=loc, value=url, ctx=error.ctx
-            ) from error
-        folder = self._spool / request_id
+            sources = await self._open(job, lambda order: self._unpack(job, order))
+            for source in sources:
+                if source.refusal:
+                    raise source.refusal
+            return await _all_in_order(
+                [self._make(job, index, source.url) for index, source in enumerate(sources)]
+            )
+        except BaseException:
+            await self.release(job.request_id)
+            raise
+
+    async def release(self, request_id: str) -> None:
+        """Delete the request's spooled files."""
+        await _in_thread(lambda: shutil.rmtree(self._spool / request_id, ignore_errors=True))
+
+    async def _open(self, job: Job, use: Callable[[Order], T]) -> T:
+        """Return what `use` makes of the parsed input; the input itself is given up at once."""
+
+        def work() -> T:
+            return use(find_endpoint(job.endpoint_id).parse(json.loads(text)))
+
+        async with self._opening:
+            text = await self._store.read_input(job.request_id)
+            return work() if len(text) <= SMALL_CHARACTERS else await _in_thread(work)
+
+    def _unpack(self, job: Job, order: Order) -> list[_Source]:
+        """Move the images out of data URIs into files, so that no memory holds them any longer."""
+        folder = self._spool / job.request_id
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{index}.png"
-        image.save(path, compress_level=0)  # it lives for seconds: spend no time on its size
+        sources = []
+        for index, url in enumerate(order.image_urls):
+            refusal = None
+            try:
+                if is_data_uri(url):
+                    _source_path(folder, index).write_bytes(self._read_data_uri(url, index))
+                elif len(url) > MAX_URL_CHARACTERS:
+                    raise _refuse("file_download_error", "Failed to download the file", index, url)
+            except InputError as error:
+                refusal = error
+            sources.append(_Source(_cut(url), refusal))
+        return sources
+
+    async def _make(self, job: Job, index: int, url: str) -> Path:
+        """Get one image and decode it; return where it lies."""
+        folder = self._spool / job.request_id
+        passing, target = _source_path(folder, index), folder / f"{index}.png"
+        try:
+            if is_data_uri(url):
+                source = passing
+            elif name := own_file_name(url, job.origin, self._own_names):
+                source = await self._find_own(name, job, index, url)
+            else:
+                await self._fetcher.fetch(url, passing)
+                source = passing
+            await self._decoder.decode(source, target)
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                raise
+            raise _refuse(error.error_type, str(error), index, url, error.ctx) from error
+        finally:
+            passing.unlink(missing_ok=True)
+        return target
+
+    async def _find_own(self, name: str, job: Job, index: int, url: str) -> Path:
+        record, path = await self._store.get_file(name), self._files.find(name)
+        if record is None or path is None or not may_read(record.acl, record.owner, job.owner):
+            raise _refuse("file_download_error", "File not found on this server", index, url)
         return path
 
-    def _read(self, url: str, loc: tuple[str, int]) -> bytes:
-        if url[:5].lower() == "data:":
-            return self._read_data_uri(url, loc)
-        name = name_in_url(url)
-        path = self._files.find(name) if name else None
-        if path:
-            # A file that is gone or damaged is this request's trouble, not the storage's.
-            with contextlib.suppress(OSError):
-                return path.read_bytes()
-        raise content_error(
-            "file_download_error",
-            "This server does not fetch image URLs yet. "
-            "Send the image as a data URI, or the URL of one of this server's own files.",
-            loc=loc,
-            value=url,
-        )
-
-    def _read_data_uri(self, url: str, loc: tuple[str, int]) -> bytes:
-        limit = self._settings.reference_limit_bytes
+    def _read_data_uri(self, url: str, index: int) -> bytes:
         header, _, payload = url.partition(",")
-        if len(payload) > (limit + 2) // 3 * 4 + 4:
-            raise _too_large(limit, loc, url)
-        try:
-            if not header.lower().endswith(";base64"):
-                raise ValueError("only base64 data URIs are read")
-            data = base64.b64decode(payload.strip(), validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise content_error("image_load_error", "Image load error", loc=loc, value=url) from (
-                error
-            )
-        if len(data) > limit:
-            raise _too_large(limit, loc, url)
-        return data
+        payload = payload.strip()
+        # Four characters are three bytes, so that what is far too long is not decoded.
+        if len(payload) <= (self._limit_bytes + 2) // 3 * 4:
+            try:
+                if not header.lower().endswith(";base64"):
+                    raise ValueError("only base64 data URIs are read")
+                data = base64.b64decode(payload, validate=True)
+            except (ValueError, binascii.Error) as error:
+                raise _refuse("image_load_error", "Image load error", index, url) from error
+            if len(data) <= self._limit_bytes:
+                return data
+        ctx = {"max_size": self._limit_bytes}
+        raise _refuse("file_too_large", "File too large", index, url, ctx)
 
 
-def _too_large(limit_bytes: int, loc: tuple[str, int], url: str) -> InputError:
-    return content_error(
-        "file_too_large", "File too large", loc=loc, value=url, ctx={"max_size": limit_bytes}
-    )
+def _refuse(
+    error_type: str, message: str, index: int, url: str, ctx: Mapping[str, Any] | None = None
+) -> InputError:
+    return content_error(error_type, message, loc=(IMAGE_FIELD, index), value=url, ctx=ctx)
+
+
+def _source_path(folder: Path, index: int) -> Path:
+    return folder / f"{index}.source"
+
+
+def _cut(url: str) -> str:
+    """Keep what an error shows of a URL that is not needed any longer, and what is needed whole."""
+    long = is_data_uri(url) or len(url) > MAX_URL_CHARACTERS
+    return url[: ECHO_LIMIT_CHARACTERS + 1] if long else url
+
+
+def _cut_all(order: Order) -> tuple[str, ...]:
+    return tuple(map(_cut, order.image_urls))
+
+
+async def _all_in_order(works: list[Any]) -> tuple[Path, ...]:
+    """Do everything at once. Raises what the first one raises that fails, first in the list."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return tuple([await task for task in tasks])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Do `work` in a thread; when cancelled, wait for its end, so that it writes nothing later."""
+    future = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await future
+        raise

@@ -33,6 +33,17 @@ class Priority(IntEnum):
     LOW = 1
 
 
+class Need(IntEnum):
+    """What a queued job waits for beside its turn: reference images, by the way they come.
+
+    Those from elsewhere may take as long as a stranger likes, so they are kept apart.
+    """
+
+    NOTHING = 0
+    DECODING = 1
+    FETCHING = 2
+
+
 class IllegalTransitionError(Exception):
     """The job is not in a state from which this change is allowed; nothing was changed."""
 
@@ -85,10 +96,11 @@ class Job:
     endpoint_id: str
     owner: str  # the id of the key it was sent with
     origin: str  # scheme, host and port under which the caller knows us, for file URLs
-    input: str  # JSON text, exactly what was sent
     created_at: float
+    input: str = ""  # JSON text, exactly what was sent; only on its way into the store
     seq: int = 0
     priority: Priority = Priority.NORMAL
+    needs: Need = Need.NOTHING
     start_by: float | None = None
     no_retry: bool = False
     keep_payload: bool = True

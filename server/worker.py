@@ -6,10 +6,10 @@ the way.
 
 import asyncio
 import contextlib
-import json
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -24,6 +24,7 @@ from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, Outcome
 from server.metrics import Metrics
+from server.prefetch import Prefetcher
 from server.results import build_outcome, cancelled_error, delete_files, error_outcome
 from server.runners.local import (
     Generated,
@@ -63,8 +64,11 @@ class Parts:
 class Worker:
     """Keeps one runner alive and feeds it from the queue."""
 
-    def __init__(self, parts: Parts, runner: LocalRunner, name: str) -> None:
+    def __init__(
+        self, parts: Parts, prefetcher: Prefetcher, runner: LocalRunner, name: str
+    ) -> None:
         self._parts = parts
+        self._prefetcher = prefetcher
         self._name = name
         self._wake = asyncio.Event()
         self._stopping = False
@@ -132,7 +136,7 @@ class Worker:
             await self.runner.start()
             self._parts.metrics.runner(self._name, up=True, load_seconds=self.runner.load_seconds)
         self._wake.clear()
-        job = None if self.held else await self._parts.store.claim(self._parts.clock())
+        job = None if self.held else await self._claim()
         if job is None:
             await self._wait_for_work()
             return
@@ -141,6 +145,9 @@ class Worker:
             await self._attempt(job)
         finally:
             self.request_id = None
+
+    async def _claim(self) -> Job | None:
+        return await self._parts.store.claim(self._parts.clock(), self._prefetcher.ready())
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not past the moment the server begins to stop."""
@@ -192,7 +199,6 @@ class Worker:
             )
             raise
         finally:
-            parts.inputs.release(request_id)
             parts.events.end_log(request_id)
             parts.events.notify(request_id)
 
@@ -203,7 +209,7 @@ class Worker:
             return error_outcome(cancelled_error(), keep_seconds)
         try:
             endpoint = find_endpoint(job.endpoint_id)
-            order = endpoint.parse(json.loads(job.input))
+            order = await self._until_stored(lambda: self._parts.inputs.read(job))
             if order.sync_mode:
                 keep_seconds = self._parts.settings.sync_result_seconds
             generated = await self._run(job, order)
@@ -219,12 +225,12 @@ class Worker:
         except Exception:
             # A fault of ours fails this job alone: left to escape, it would come back for ever.
             log.exception("the attempt failed", request_id=job.request_id)
-            return error_outcome(_our_fault(), keep_seconds)
+            return error_outcome(our_fault(), keep_seconds)
 
     async def _run(self, job: Job, order: Order) -> Generated:
-        references = await self._until_stored(
-            lambda: self._parts.inputs.prepare(job.request_id, order.image_urls)
-        )
+        references: tuple[Path, ...] = ()
+        if order.image_urls:
+            references = await self._until_stored(lambda: self._prefetcher.take(job))
         request = GenerationRequest(
             request_id=job.request_id,
             prompt=order.prompt,
@@ -272,7 +278,8 @@ class Worker:
         except IllegalTransitionError:
             # Somebody else's outcome was first, and the first one counts.
             delete_files(outcome.files, self._parts.files)
-            return
+            job = None
+        self._prefetcher.drop(request_id)
         if job:
             self._parts.on_completed(job)
 
@@ -289,14 +296,17 @@ class Worker:
             error = (
                 RequestError(503, "The runner was lost", "runner_disconnected")
                 if runner_died
-                else _our_fault()
+                else our_fault()
             )
             return jobs.complete(job, error_outcome(error, keep_seconds), now)
 
         with contextlib.suppress(IllegalTransitionError):
             job = await self._parts.store.change(request_id, transition)
             if job and job.outcome:
+                self._prefetcher.drop(request_id)
                 self._parts.on_completed(job)
+            else:
+                self._prefetcher.give_back(request_id)
 
     async def _until_stored(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do what stores a finished image, again until the storage takes it.
@@ -329,7 +339,8 @@ def _describe(progress: Progress, num_images: int) -> str:
     return f"{image}: decoded."
 
 
-def _our_fault() -> RequestError:
+def our_fault() -> RequestError:
+    """Make the answer for what only our log explains."""
     return RequestError(500, "Internal Server Error", "internal_error")
 
 

@@ -49,6 +49,30 @@ def test_it_measures_and_reports(demo_model: Path, tmp_path: Path) -> None:
     assert report.read_bytes() == before
 
 
+def test_it_measures_the_memory_of_inputs(tmp_path: Path) -> None:
+    """The images go through a real server, by data URI, and the gateway's memory is told."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "scripts/bench_inputs.py", "--no-append", "--no-urls"),
+            *("--requests", "12", "--side", "400", "--data", tmp_path / "data"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for row in (
+        r"\| gateway at rest, before and after \| \d+ and \d+ MiB \| < 300 MiB \| held \|",
+        r"\| gateway, growth for 100 requests \| [-+][\d.]+ MiB \| < 1 MiB \| \S+ \|",
+        r"\| gateway, most at a time \| \d+ MiB \|  \|  \|",
+        r"\| `server.runners.runner_main` at the end \| \d+ MiB \|  \|  \|",
+    ):
+        assert re.search(f"^{row}$", done.stdout, re.MULTILINE), (row, done.stdout)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
 def test_the_command_tells_how_it_is_used() -> None:
     """Without the name of a benchmark it says which there are, and fails."""
     done = subprocess.run(
@@ -56,3 +80,4 @@ def test_the_command_tells_how_it_is_used() -> None:
     )
     assert done.returncode == 2
     assert "scripts/bench queue" in done.stderr
+    assert "scripts/bench inputs" in done.stderr

@@ -16,8 +16,8 @@ from threading import Thread
 
 import pytest
 
-from server.app import KEYS_FOLDER, make_keyring
 from server.errors import ConfigurationError
+from server.gateway import KEYS_FOLDER, make_keyring
 from server.keyfile import KeyFile, KeyLimits
 from server.settings import load_settings
 

@@ -1,18 +1,60 @@
 -- name: insert_job
 INSERT INTO jobs (
-    request_id, endpoint_id, owner, origin, input, created_at, priority, start_by, no_retry,
+    request_id, endpoint_id, owner, origin, created_at, priority, needs, start_by, no_retry,
     keep_payload, file_seconds, file_acl, webhook_url, status, attempts, runner_deaths, cancel_requested
 ) VALUES (
-    :request_id, :endpoint_id, :owner, :origin, :input, :created_at, :priority, :start_by,
+    :request_id, :endpoint_id, :owner, :origin, :created_at, :priority, :needs, :start_by,
     :no_retry, :keep_payload, :file_seconds, :file_acl, :webhook_url, :status, :attempts, :runner_deaths,
     :cancel_requested
 );
+
+-- name: insert_input
+INSERT INTO inputs (request_id, body) VALUES (:request_id, :input);
+
+-- name: get_input
+SELECT body FROM inputs WHERE request_id = :request_id;
 
 -- name: get_job
 SELECT * FROM jobs WHERE request_id = :request_id;
 
 -- name: next_queued
-SELECT * FROM jobs WHERE status = 'IN_QUEUE' ORDER BY priority, seq LIMIT 1;
+-- The first of those that need nothing and those whose needs are met: two steps in the index, and
+-- one for each of the few prepared ones, however many wait.
+SELECT * FROM jobs WHERE seq = (
+    SELECT seq FROM (
+        SELECT priority, seq FROM (
+            SELECT priority, seq FROM jobs WHERE status = 'IN_QUEUE' AND needs = 0
+            ORDER BY priority, seq LIMIT 1
+        )
+        UNION ALL
+        SELECT priority, seq FROM jobs
+        WHERE request_id IN (SELECT value FROM json_each(:prepared)) AND status = 'IN_QUEUE'
+    ) ORDER BY priority, seq LIMIT 1
+);
+
+-- name: next_in_need
+-- What to prepare next: urgent before old, and owners in turns, so that nobody's backlog can hide
+-- another's: jumps from one owner to the next in the index instead of reading every row.
+WITH RECURSIVE owners (owner) AS (
+    SELECT min(owner) FROM jobs WHERE status = 'IN_QUEUE' AND needs > 0 AND needs = :needs
+    UNION ALL
+    SELECT (
+        SELECT min(jobs.owner) FROM jobs
+        WHERE status = 'IN_QUEUE' AND needs > 0 AND needs = :needs AND jobs.owner > owners.owner
+    ) FROM owners WHERE owners.owner IS NOT NULL
+),
+first AS (
+    SELECT jobs.seq, row_number() OVER (
+        PARTITION BY jobs.owner, jobs.priority ORDER BY jobs.seq
+    ) AS turn
+    FROM owners JOIN jobs ON jobs.seq IN (
+        SELECT seq FROM jobs
+        WHERE status = 'IN_QUEUE' AND needs > 0 AND needs = :needs AND owner = owners.owner
+        ORDER BY priority, seq LIMIT :limit
+    )
+)
+SELECT jobs.* FROM first JOIN jobs ON jobs.seq = first.seq
+ORDER BY jobs.priority, first.turn, jobs.seq LIMIT :limit;
 
 -- name: all_queued
 SELECT priority, seq, endpoint_id, owner FROM jobs WHERE status = 'IN_QUEUE' ORDER BY priority, seq;
@@ -21,8 +63,8 @@ SELECT priority, seq, endpoint_id, owner FROM jobs WHERE status = 'IN_QUEUE' ORD
 SELECT * FROM jobs WHERE status = 'IN_PROGRESS' ORDER BY seq;
 
 -- name: oldest_queued_at
-SELECT created_at FROM jobs WHERE status = 'IN_QUEUE' AND priority = :priority
-ORDER BY seq LIMIT 1;
+SELECT created_at FROM jobs
+WHERE status = 'IN_QUEUE' AND needs = :needs AND priority = :priority ORDER BY seq LIMIT 1;
 
 -- name: missed_starts
 SELECT request_id FROM jobs

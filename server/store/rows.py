@@ -4,13 +4,13 @@ import sqlite3
 from dataclasses import asdict
 from typing import Any
 
-from server.jobs import Job, JobStatus, Outcome, Priority, StoredFile
+from server.jobs import Job, JobStatus, Need, Outcome, Priority, StoredFile
 
 OUTCOME_COLUMNS = ("http_status", "error_type", "inference_seconds", "logs")
 
 
 def row_of(job: Job) -> dict[str, Any]:
-    """Return the job as the parameters of `insert_job` and `update_job`."""
+    """Return the job as the parameters of `insert_job`, `insert_input` and `update_job`."""
     row = asdict(job)
     outcome = row.pop("outcome") or {}
     row["result"] = outcome.get("body")
@@ -37,10 +37,10 @@ def job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
         endpoint_id=row["endpoint_id"],
         owner=row["owner"],
         origin=row["origin"],
-        input=row["input"],
         created_at=row["created_at"],
         seq=row["seq"],
         priority=Priority(row["priority"]),
+        needs=Need(row["needs"]),
         start_by=row["start_by"],
         no_retry=bool(row["no_retry"]),
         keep_payload=bool(row["keep_payload"]),

@@ -1,13 +1,15 @@
 """The jobs and files of one data folder, durable once a call returns."""
 
 import contextlib
+import itertools
+import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from server import jobs
-from server.jobs import Job, Priority, StoredFile
+from server.jobs import Job, Need, Priority, StoredFile
 from server.payloads import webhook_body
 from server.store.backlog import Backlog
 from server.store.database import Database, StoreUnavailableError, load_queries
@@ -36,22 +38,37 @@ class Store(Database):
         self.backlog.load(await self.read(read))
 
     async def insert(self, job: Job, check: Callable[[], None] = lambda: None) -> Job:
-        """Store a new job and return it with its number.
+        """Store a new job and its input; return it with its number and, as from now on, without.
 
+        `read_input` gives the input back: it may be large, and only its preparation needs it.
         `check` is called when the backlog cannot change any more before the job is in it; what
         it raises comes out, and nothing is stored then.
         """
+        row = row_of(job)
 
         def write(connection: sqlite3.Connection) -> Job:
             check()
-            cursor = connection.execute(self._queries["insert_job"], row_of(job))
-            return replace(job, seq=cursor.lastrowid or 0)
+            cursor = connection.execute(self._queries["insert_job"], row)
+            connection.execute(self._queries["insert_input"], row)
+            return replace(job, seq=cursor.lastrowid or 0, input="")
 
         return await self.write(write, lambda stored: self.backlog.follow(None, stored))
 
     async def get(self, request_id: str) -> Job | None:
         """Return the job as it is now, or None when it is unknown or expired."""
         return await self.read(lambda connection: self._find(connection, request_id))
+
+    async def read_input(self, request_id: str) -> str:
+        """Return the JSON text of a job's input. Raises KeyError when there is no such job."""
+
+        def read(connection: sqlite3.Connection) -> str:
+            key = {"request_id": request_id}
+            row = connection.execute(self._queries["get_input"], key).fetchone()
+            if row is None:
+                raise KeyError(request_id)
+            return str(row["body"])
+
+        return await self.read(read)
 
     async def change(self, request_id: str, transition: Transition) -> Job | None:
         """Apply a transition and store what it gives, with the outcome's files and webhook.
@@ -67,11 +84,15 @@ class Store(Database):
         changes = await self.write(write, self._follow)
         return changes[0][1] if changes else None
 
-    async def claim(self, now: float) -> Job | None:
-        """Claim the next queued job, urgent before old, or return None when there is none."""
+    async def claim(self, now: float, prepared: Collection[str] = ()) -> Job | None:
+        """Claim the next queued job, urgent before old, or return None when there is none.
+
+        Of those that need something only the `prepared` ones, given by their ids, are claimed.
+        """
+        parameters = {"prepared": json.dumps(list(prepared))}
 
         def write(connection: sqlite3.Connection) -> list[Change]:
-            row = connection.execute(self._queries["next_queued"]).fetchone()
+            row = connection.execute(self._queries["next_queued"], parameters).fetchone()
             if row is None:
                 return []
             return [self._apply(connection, job_of(row), lambda job: jobs.claim(job, now))]
@@ -80,6 +101,17 @@ class Store(Database):
             return None
         changes = await self.write(write, self._follow)
         return changes[0][1] if changes else None
+
+    async def next_in_need(self, needs: Need, limit: int) -> list[Job]:
+        """Return the queued jobs to prepare next: urgent before old, their owners in turns."""
+        parameters = {"needs": needs, "limit": limit}
+
+        def read(connection: sqlite3.Connection) -> list[Job]:
+            return [
+                job_of(row) for row in connection.execute(self._queries["next_in_need"], parameters)
+            ]
+
+        return await self.read(read)
 
     async def requeue_all_in_progress(self) -> list[Job]:
         """Put back whatever ran when the last server died; its death is not the jobs' fault."""
@@ -108,8 +140,8 @@ class Store(Database):
     async def oldest_queued_at(self) -> float | None:
         """Return when the job that waits longest was accepted."""
         moments = [
-            await self._read_value("oldest_queued_at", {"priority": priority})
-            for priority in Priority
+            await self._read_value("oldest_queued_at", {"needs": needs, "priority": priority})
+            for needs, priority in itertools.product(Need, Priority)
         ]
         return min((moment for moment in moments if moment is not None), default=None)
 

@@ -104,6 +104,34 @@ def test_reference_image_changes_the_picture(api: Api) -> None:
     assert pictures[0].tobytes() != pictures[1].tobytes()
 
 
+@pytest.mark.parametrize("origin", ["https://v3.fal.media", "https://fal.media:8443"])
+def test_own_files_are_known_under_the_names_of_fal(api: Api, origin: str) -> None:
+    """A box in fal's place gives out such URLs, and finds its files under them without asking."""
+    first = generate(api, EDIT, {**SMALL_EDIT, "seed": 3, "image_urls": [make_picture_uri()]})
+    url = first["images"][0]["url"]
+    elsewhere = origin + url[url.index("/files/") :]
+    answers = [
+        generate(api, EDIT, {**SMALL_EDIT, "seed": 4, "image_urls": [one]})
+        for one in (url, elsewhere)
+    ]
+    pictures = [check_image(api, one["images"][0], (512, 512), "png") for one in answers]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_refused_reference_needs_no_runner(api: Api, busy_runner: str, index: int) -> None:
+    """It is told while the runner works for somebody else, for its place in the list."""
+    urls = [make_picture_uri()] * 4
+    urls[index] = "data:image/png;base64,%%%"
+    kept = api.submit(EDIT, {**SMALL_EDIT, "image_urls": urls})
+    api.wait(kept)
+    result = api.result(kept)
+    assert result.status_code == 422
+    (item,) = result.json()["detail"]
+    assert item["loc"] == ["body", "image_urls", index]
+    assert api.status(busy_runner).json()["status"] == "IN_PROGRESS"
+
+
 def test_only_four_references_are_used(api: Api) -> None:
     """A fifth one is not even looked at."""
     four = [make_picture_uri(64 + 16 * index) for index in range(4)]

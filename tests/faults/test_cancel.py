@@ -104,7 +104,7 @@ def ask_and_hang_up(gateway: Gateway, prompt: str, status: str) -> str:
 
         def is_there() -> bool:
             row = newest(gateway)
-            return (row["status"], prompt in str(row.get("input"))) == (status, True)
+            return (row["status"], prompt in str(row.get("body"))) == (status, True)
 
         wait_until(is_there, 30, f"not {status}")
     return str(newest(gateway)["request_id"])
@@ -112,7 +112,8 @@ def ask_and_hang_up(gateway: Gateway, prompt: str, status: str) -> str:
 
 def newest(gateway: Gateway) -> dict[str, object]:
     """Return the row of the request that was accepted last; it may still be on its way."""
-    found = rows(gateway.data_dir, "SELECT * FROM jobs ORDER BY seq DESC LIMIT 1")
+    query = "SELECT * FROM jobs JOIN inputs USING (request_id) ORDER BY seq DESC LIMIT 1"
+    found = rows(gateway.data_dir, query)
     return found[0] if found else {"status": None}
 
 

@@ -63,7 +63,7 @@ async def test_every_wish_is_on_record(settings: Settings, store: Store) -> None
     assert (job.created_at, job.start_by) == (NOW, NOW + 30)
     assert (job.priority, job.no_retry, job.keep_payload) == (Priority.LOW, True, False)
     assert (job.file_seconds, job.webhook_url) == (math.inf, "http://receiver/")
-    assert job.input == '{"prompt": "lone \\ud800 surrogate"}'
+    assert await store.read_input(job.request_id) == '{"prompt": "lone \\ud800 surrogate"}'
 
 
 async def test_a_full_queue_refuses(make_settings: MakeSettings, store: Store) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from server.app import create_app, is_loopback, make_keyring
+from server.app import create_app
 from server.errors import ConfigurationError
+from server.gateway import is_loopback, make_keyring
 from server.settings import Settings
 
 

@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
+import server.prefetch
 from server.admission import Wishes
-from server.app import make_runner
 from server.clock import SteadyClock
 from server.dispatcher import Dispatcher
 from server.errors import UnknownRequestError
 from server.events import Events
 from server.files import FileStore
-from server.inputs import InputPreparer
-from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome
+from server.gateway import make_runner
+from server.jobs import IllegalTransitionError, Job, JobStatus, Need, Outcome
 from server.metrics import Metrics
 from server.runners.local import RunnerState
 from server.settings import Settings
 from server.store import Store
 from server.worker import Parts
+from tests.server.stubs import Web, make_preparer
+from tests.server.test_inputs import make_png
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +39,7 @@ class Box:
         self.settings = settings
         self.store = Store(settings.data_dir)
         self.files = FileStore(settings.data_dir / "files")
+        self.web = Web()
         self.events = Events()
         self.clock = SteadyClock()
         self.completed: list[Job] = []
@@ -44,7 +47,7 @@ class Box:
             settings=settings,
             store=self.store,
             files=self.files,
-            inputs=InputPreparer(settings, self.files),
+            inputs=make_preparer(settings, self.files, self.store, self.web),
             events=self.events,
             metrics=Metrics(self.clock, self.store.backlog),
             clock=self.clock,
@@ -61,14 +64,16 @@ class Box:
         body = {"prompt": prompt, "image_size": "square", "seed": 1, **fields}
         wishes = wishes or Wishes()
         now = self.clock()
+        urls = fields.get("image_urls", ())
         job = Job(
             request_id=request_id,
-            endpoint_id="fal-ai/flux-2",
+            endpoint_id="fal-ai/flux-2/flash/edit" if urls else "fal-ai/flux-2",
             owner="local",
             origin="http://box",
             input=json.dumps(body),
             created_at=now,
             priority=wishes.priority,
+            needs=Need.FETCHING if urls else Need.NOTHING,
             start_by=now + wishes.start_seconds if wishes.start_seconds else None,
             no_retry=wishes.no_retry,
             keep_payload=wishes.keep_payload,
@@ -276,6 +281,115 @@ async def test_stopping_waits_for_the_running_job(box: Box, tmp_path: Path) -> N
     job = await box.store.get("two")
     assert job is not None
     assert job.status is JobStatus.IN_QUEUE
+
+
+def slow_image(box: Box) -> str:
+    """Return the URL of an image that comes when its event in `box.web.slow` is set."""
+    url = "http://images/slow.png"
+    box.web.files[url] = make_png()
+    box.web.slow[url] = asyncio.Event()
+    return url
+
+
+def is_spool_empty(box: Box) -> bool:
+    """Say whether nothing is left of any reference image."""
+    return not list((box.settings.data_dir / "spool").glob("*"))
+
+
+async def test_a_slow_host_holds_nobody_up(box: Box) -> None:
+    """What came later is made meanwhile, and the image is made when it has come at last."""
+    url = slow_image(box)
+    await box.submit("slow", "plain", image_urls=[url])
+    await box.web.until(lambda: box.web.under_way)
+    await box.submit("later", "plain")
+    assert (await box.outcome("later")).http_status == 200
+    assert box.web.under_way == {url}
+    box.web.slow[url].set()
+    assert (await box.outcome("slow")).http_status == 200
+
+
+async def test_images_are_fetched_and_refused_while_the_runner_works(box: Box) -> None:
+    """A request whose image cannot be had hears it at once, and costs no attempt."""
+    await box.submit("running", "hold")
+    await box.running("running")
+    await box.submit("bad", "plain", image_urls=["http://nowhere/a.png"])
+    outcome = await box.outcome("bad")
+    assert outcome.http_status == 422
+    assert json.loads(outcome.body)["detail"][0]["loc"] == ["body", "image_urls", 0]
+    job = await box.store.get("bad")
+    assert job is not None
+    assert (job.attempts, job.started_at) == (0, None)
+    assert [done.request_id for done in box.completed] == ["bad"]
+    assert (await box.store.get("running")) is not None
+
+
+@pytest.mark.parametrize(("sync_mode", "field"), [(True, "sync_"), (False, "")])
+async def test_a_refusal_is_kept_as_long_as_its_result(
+    box: Box, sync_mode: bool, field: str
+) -> None:
+    """With `sync_mode` not even the mistake stays for long."""
+    urls = ["http://nowhere/a.png"]
+    await box.submit("bad", "plain", image_urls=urls, sync_mode=sync_mode)
+    outcome = await box.outcome("bad")
+    assert outcome.keep_seconds == pytest.approx(getattr(box.settings, f"{field}result_seconds"))
+
+
+async def test_a_runner_s_death_costs_no_second_fetch(box: Box, tmp_path: Path) -> None:
+    """The next attempt finds the images where they are; afterwards they are gone."""
+    url = slow_image(box)
+    box.web.slow[url].set()
+    await box.submit("one", f"once {tmp_path / 'flag'} die", image_urls=[url])
+    assert (await box.outcome("one")).http_status == 200
+    job = await box.store.get("one")
+    assert job is not None
+    assert (job.attempts, job.runner_deaths) == (2, 1)
+    assert box.web.asked == [url]
+    await box.dispatcher.stop(WAIT_SECONDS)
+    assert is_spool_empty(box)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status"), [pytest.param(None, 499, id="cancel"), pytest.param(0.2, 504, id="late")]
+)
+async def test_who_leaves_is_not_fetched_for(box: Box, seconds: float | None, status: int) -> None:
+    """A cancel, and the end of the time to start, end the fetch with the request."""
+    url = slow_image(box)
+    await box.submit("one", "plain", Wishes(start_seconds=seconds), image_urls=[url])
+    await box.web.until(lambda: box.web.under_way)
+    if seconds is None:
+        await box.dispatcher.cancel("one")
+    assert (await box.outcome("one")).http_status == status
+    await box.web.until(lambda: not box.web.under_way)
+    await box.dispatcher.stop(WAIT_SECONDS)
+    assert is_spool_empty(box)
+
+
+async def test_stopping_ends_fetches(box: Box) -> None:
+    """The request waits on as it was, without a charge, and nothing of its images is left."""
+    url = slow_image(box)
+    await box.submit("one", "plain", image_urls=[url])
+    await box.web.until(lambda: box.web.under_way)
+    await box.dispatcher.stop(WAIT_SECONDS)
+    assert box.web.under_way == set()
+    assert is_spool_empty(box)
+    job = await box.store.get("one")
+    assert job is not None
+    assert (job.status, job.attempts) == (JobStatus.IN_QUEUE, 0)
+
+
+async def test_no_room_for_images_is_told(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk takes no image the server is not ready, and the reason is the storage's."""
+    monkeypatch.setattr(server.prefetch, "STORAGE_RETRY_SECONDS", 0.001)
+    url = slow_image(box)
+    box.web.slow[url].set()
+    box.web.errors[url] = OSError(28, "No space left on device")
+    await box.submit("one", "plain", image_urls=[url])
+    await box.web.until(lambda: len(box.web.asked) > 1)
+    problems = [box.dispatcher.problem]
+    del box.web.errors[url]
+    assert (await box.outcome("one")).http_status == 200
+    problems.append(box.dispatcher.problem)
+    assert problems == ["storage: [Errno 28] No space left on device", None]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.addresses import Address
-from server.app import make_fetcher as make_app_fetcher
 from server.certs import ensure_certificates
 from server.fetch import FAILURE_MESSAGE, PIECE_BYTES, Fetcher, FetchError
+from server.gateway import make_fetcher as make_app_fetcher
 from server.outbound import Outbound, trusted_authorities
 from server.settings import Settings
 from server.targets import AllowList

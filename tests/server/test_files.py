@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.files import FileStore, name_in_url
+from server.files import FileStore
 
 
 @pytest.fixture
@@ -114,23 +114,3 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(OSError, match="No space left"):
         files.write(b"x", "png")
     assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
-
-
-NAME = "0123456789abcdef" * 2 + ".png"
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        (f"http://localhost:8000/files/{NAME}", NAME),
-        (f"https://v3b.fal.media/files/{NAME}?x=1#y", NAME),
-        (f"/files/{NAME}", NAME),
-        (f"https://box/files/b/{NAME}", None),
-        ("https://box/files/other.png", None),
-        ("https://example.com/a.png", None),
-        (f"https://box/download?u=/files/{NAME}", None),
-    ],
-)
-def test_name_in_url(url: str, expected: str | None) -> None:
-    """The path decides, whatever host the server is known by; query strings do not."""
-    assert name_in_url(url) == expected

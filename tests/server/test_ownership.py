@@ -16,8 +16,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from server.app import KEYS_FOLDER, create_app
+from server.app import create_app
 from server.catalogue import CATALOGUE
+from server.gateway import KEYS_FOLDER
 from server.keyfile import KeyFile, KeyLimits, make_secret
 from server.settings import Settings
 from tests.contract.conftest import SMALL_INPUTS

@@ -12,11 +12,11 @@ import pytest
 from server import jobs
 from server.clock import SteadyClock
 from server.files import FileStore
-from server.inputs import InputPreparer
 from server.jobs import Job, JobStatus, Outcome, StoredFile
 from server.settings import Settings
 from server.store import Store, StoreUnavailableError
 from server.upkeep import recover, sweep
+from tests.server.stubs import make_preparer
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +85,7 @@ async def test_a_start_puts_everything_right(
     spooled = settings.data_dir / "spool" / "running" / "0.png"
     spooled.parent.mkdir(parents=True)
     spooled.write_bytes(b"z")
-    await recover(store, files, InputPreparer(settings, files), clock)
+    await recover(store, files, make_preparer(settings, files, store), clock)
     job = await store.get("running")
     assert job is not None
     assert (job.status, job.attempts) == (JobStatus.IN_QUEUE, 0)

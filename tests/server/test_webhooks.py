@@ -8,9 +8,10 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from server.app import create_app, make_courier
+from server.app import create_app
 from server.delivery import Result
 from server.errors import ConfigurationError
+from server.gateway import make_courier
 from server.settings import Settings
 from server.webhooks import JITTER, RETRY_SECONDS, retry_delay
 from tests.server.receivers import Receiver, hang_up, is_from_fal, status

@@ -4,13 +4,13 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Collection
 
 import pytest
 
 import server.worker
 from server import jobs
+from server.catalogue import Order
 from server.inputs import InputPreparer
 from server.jobs import Job
 from server.results import cancelled_error, error_outcome
@@ -77,19 +77,19 @@ async def test_a_result_that_cannot_be_committed_ends_the_job(
 async def test_a_full_disk_holds_the_inputs_up(
     box: Box, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """An accepted request whose reference images find no room waits for it, and does not fail."""
-    prepare, failures, problems = box.parts.inputs.prepare, 3, []
+    """A claimed request whose input cannot be had for now waits for it, and does not fail."""
+    read, failures, problems = box.parts.inputs.read, 3, []
 
-    async def fail_thrice(self: InputPreparer, request_id: str, urls: Any) -> Any:
+    async def fail_thrice(self: InputPreparer, job: Job) -> Order:
         nonlocal failures
         assert self is box.parts.inputs
         problems.append(box.dispatcher.problem)
         failures -= 1
         if failures >= 0:
             raise error
-        return await prepare(request_id, urls)
+        return await read(job)
 
-    monkeypatch.setattr(InputPreparer, "prepare", fail_thrice)
+    monkeypatch.setattr(InputPreparer, "read", fail_thrice)
     await box.submit("one", "plain")
     box.dispatcher.start()
     assert (await box.outcome("one")).http_status == 200
@@ -102,13 +102,13 @@ async def test_a_refused_claim_is_tried_again(box: Box, monkeypatch: pytest.Monk
     """A database that is locked for a while costs time and no job."""
     claim, failures = box.store.claim, 3
 
-    async def fail_thrice(self: Store, now: float) -> Job | None:
+    async def fail_thrice(self: Store, now: float, prepared: Collection[str]) -> Job | None:
         nonlocal failures
         assert self is box.store
         failures -= 1
         if failures >= 0:
             raise StoreUnavailableError("database is locked")
-        return await claim(now)
+        return await claim(now, prepared)
 
     monkeypatch.setattr(Store, "claim", fail_thrice)
     await box.submit("one", "plain")

@@ -11,13 +11,12 @@ from starlette.types import Message
 
 from server import jobs
 from server.admission import Admission
-from server.app import make_runner
 from server.clock import SteadyClock
 from server.dispatcher import Dispatcher
 from server.errors import FalError
 from server.events import Events
 from server.files import FileStore
-from server.inputs import InputPreparer
+from server.gateway import make_runner
 from server.jobs import Job, Outcome
 from server.keyfile import KeyFile
 from server.keys import Keyring
@@ -29,6 +28,7 @@ from server.routes.doors import DoorMiddleware
 from server.settings import Settings
 from server.store import Store
 from server.worker import Parts
+from tests.server.stubs import make_preparer
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +48,7 @@ class Box:
             settings=settings,
             store=self.store,
             files=files,
-            inputs=InputPreparer(settings, files),
+            inputs=make_preparer(settings, files, self.store),
             events=self.events,
             metrics=Metrics(clock, self.store.backlog),
             clock=clock,

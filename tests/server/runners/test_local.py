@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from pipelines.types import GenerationRequest, GenerationSettings
-from server.app import make_runner as make_runner_for_device
+from server.gateway import make_runner as make_runner_for_device
 from server.runners.local import LocalRunner, RunnerDiedError, RunnerState
 from server.runners.messages import Progress
 from server.schemas import OutputFormat

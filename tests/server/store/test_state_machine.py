@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from server import jobs
-from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome, Priority, StoredFile
+from server.jobs import IllegalTransitionError, Job, JobStatus, Need, Outcome, Priority, StoredFile
 from server.store import Store
 from server.store.outbox import Outbox
 
@@ -37,6 +37,7 @@ class Known:
     endpoint_id: str
     seq: int
     priority: int
+    needs: Need
     start_by: float | None
     has_webhook: bool
     status: str = "IN_QUEUE"
@@ -92,6 +93,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         target=ids,
         priority=st.sampled_from(Priority),
+        needs=st.sampled_from(Need),
         endpoint_id=st.sampled_from(ENDPOINTS),
         start_seconds=st.none() | st.integers(1, 30),
         has_webhook=st.booleans(),
@@ -99,6 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
     def submit(
         self,
         priority: Priority,
+        needs: Need,
         endpoint_id: str,
         start_seconds: int | None,
         has_webhook: bool,
@@ -114,20 +117,25 @@ class StoreMachine(RuleBasedStateMachine):
             input="{}",
             created_at=self.now,
             priority=priority,
+            needs=needs,
             start_by=start_by,
             webhook_url="http://receiver/" if has_webhook else None,
         )
         stored = self.run(self.store.insert(job))
         assert stored.seq == self.submitted
-        known = Known(job.request_id, endpoint_id, stored.seq, int(priority), start_by, has_webhook)
+        known = Known(
+            job.request_id, endpoint_id, stored.seq, int(priority), needs, start_by, has_webhook
+        )
         self.jobs[job.request_id] = known
         return job.request_id
 
-    @rule()
-    def claim(self) -> None:
-        """Claim: the most urgent, and of those the oldest, or nothing when nothing waits."""
-        claimed = self.run(self.store.claim(self.now))
-        waiting = self.queued()
+    @rule(prepared=st.lists(ids, max_size=3))
+    def claim(self, prepared: list[str]) -> None:
+        """Claim: the most urgent, and of those the oldest, of what has all that it needs."""
+        claimed = self.run(self.store.claim(self.now, prepared))
+        waiting = [
+            job for job in self.queued() if job.needs is Need.NOTHING or job.request_id in prepared
+        ]
         assert (claimed and claimed.request_id) == (waiting[0].request_id if waiting else None)
         if waiting:
             waiting[0].status = "IN_PROGRESS"

@@ -1,0 +1,202 @@
+"""The parts behind the routes: each made once, in order, started and stopped together."""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator
+
+import structlog
+
+from server.admission import Admission
+from server.clock import SteadyClock
+from server.decoder import Decoder
+from server.delivery import Courier
+from server.dispatcher import Dispatcher
+from server.errors import ConfigurationError
+from server.events import Events
+from server.fetch import Fetcher
+from server.files import FileStore
+from server.inputs import InputPreparer
+from server.jobs import Job
+from server.keyfile import KeyFile
+from server.keys import Keyring
+from server.metrics import Metrics
+from server.outbound import Outbound, trusted_authorities
+from server.runners.local import Limits, LocalRunner
+from server.runners.messages import Load
+from server.settings import ENV_PREFIX, Settings
+from server.signing import Signer
+from server.store import Store
+from server.store.outbox import Outbox
+from server.targets import AllowList
+from server.upkeep import recover, sweep
+from server.webhooks import WebhookSender
+from server.worker import Parts
+
+log = structlog.get_logger(__name__)
+
+KEYS_FOLDER = "keys"
+"""Of the data folder: the keys of callers, and those that webhooks are signed with."""
+
+WEBHOOK_STOP_SECONDS = 1.0
+"""How long a stop waits for webhooks under way; the others are sent after the next start."""
+
+
+class Gateway:
+    """All that the routes are made over. Nothing runs until `running` is entered.
+
+    Raises `ConfigurationError` when the settings ask for what cannot be given.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        check_settings(settings)
+        keys_folder = settings.data_dir / KEYS_FOLDER
+        self.settings = settings
+        self.keys = make_keyring(settings)
+        self.clock = SteadyClock()
+        self.store = Store(settings.data_dir)
+        self.files = FileStore(settings.data_dir / "files")
+        self.events = Events()
+        self.metrics = Metrics(self.clock, self.store.backlog)
+        self.signer = Signer(keys_folder)
+        self._fetcher = make_fetcher(settings)
+        self._decoder = Decoder(settings)
+        self._inputs = InputPreparer(settings, self.files, self.store, self._fetcher, self._decoder)
+        self._webhooks = WebhookSender(
+            Outbox(self.store),
+            make_courier(settings),
+            self.signer,
+            self.clock,
+            on_attempt=self.metrics.webhook,
+        )
+        parts = Parts(
+            settings=settings,
+            store=self.store,
+            files=self.files,
+            inputs=self._inputs,
+            events=self.events,
+            metrics=self.metrics,
+            clock=self.clock,
+            on_completed=self._on_completed,
+        )
+        runners = [make_runner(settings, name) for name in settings.devices]
+        self.dispatcher = Dispatcher(parts, runners)
+        self.admission = Admission(settings, self.store, self.clock, self.dispatcher.on_accepted)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Put the data folder in order, work through the queue, and stop in the end."""
+        await self.store.open()
+        try:
+            await recover(self.store, self.files, self._inputs, self.clock)
+            await self._decoder.start()
+            await self._webhooks.start()
+            self.dispatcher.start(held=self.settings.start_mode == "hold")
+            sweeper = asyncio.create_task(
+                sweep(self.store, self.files, self.clock, self.settings.sweep_seconds),
+                name="sweeper",
+            )
+            try:
+                yield
+            finally:
+                sweeper.cancel()
+                await self.drain(0)
+                await self._webhooks.stop(WEBHOOK_STOP_SECONDS)
+                await self._fetcher.close()
+        finally:
+            await self._decoder.stop()
+            await self.store.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Stop the work, and then the waiting for it; HTTP goes on. May be called again."""
+        await self.dispatcher.stop(seconds)
+        self.events.close()
+
+    def _on_completed(self, job: Job) -> None:
+        self.metrics.completed(job)
+        if job.webhook_url:
+            self._webhooks.wake()
+        log.info(
+            "completed",
+            request_id=job.request_id,
+            http_status=job.outcome.http_status if job.outcome else None,
+            inference_seconds=job.outcome.inference_seconds if job.outcome else None,
+        )
+
+
+def make_runner(settings: Settings, device: str) -> LocalRunner:
+    """Make the runner for one device; it starts when the dispatcher does."""
+    load = Load(
+        pipeline_factory=settings.pipeline_factory,
+        model=settings.model,
+        device=device,
+        dtype=settings.dtype,
+        log_level=settings.log_level,
+    )
+    limits = Limits(
+        load_seconds=settings.load_seconds,
+        stage_seconds=settings.stage_seconds,
+        step_seconds=settings.step_seconds,
+    )
+    return LocalRunner(load, limits)
+
+
+def make_keyring(settings: Settings) -> Keyring:
+    """Read the keys that callers may use.
+
+    Raises `ConfigurationError` for a damaged file, and rather than be open to a whole network
+    by oversight.
+    """
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    keys = Keyring(KeyFile(settings.data_dir / KEYS_FOLDER), key)
+    if not (is_loopback(settings.host) or keys.has_keys or settings.allow_anonymous):
+        raise ConfigurationError(
+            f"host is {settings.host!r} and there is no key: whoever reaches this machine could "
+            "use it. Make a key with `flux2-serve keys create --name NAME` (or set "
+            "FLUX2_API_KEY), or set FLUX2_ALLOW_ANONYMOUS=1 to let everybody in."
+        )
+    return keys
+
+
+def make_courier(settings: Settings) -> Courier:
+    """Make what carries webhooks to whom the settings allow."""
+    return Courier(_make_outbound(settings, "WEBHOOK_ALLOW", settings.webhook_allow))
+
+
+def make_fetcher(settings: Settings) -> Fetcher:
+    """Make what downloads image URLs from where the settings allow."""
+    outbound = _make_outbound(settings, "FETCH_ALLOW", settings.fetch_allow)
+    return Fetcher(outbound, settings.fetch_limit_bytes, settings.fetch_seconds)
+
+
+def _make_outbound(settings: Settings, name: str, entries: tuple[str, ...]) -> Outbound:
+    allowed = AllowList.parse(f"{ENV_PREFIX}{name}", entries)
+    if entries:
+        log.info("private targets are allowed", setting=allowed.setting, entries=entries)
+    return Outbound(allowed.resolve, trusted_authorities(settings.outbound_ca_file))
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse to start on settings that would make the server lie.
+
+    Raises `ConfigurationError`.
+    """
+    if settings.safety != "off":
+        raise ConfigurationError(
+            f"safety is {settings.safety!r}, but this version has no safety checker yet, and "
+            "will not report has_nsfw_concepts for images that nobody looked at. "
+            "Set FLUX2_SAFETY=off to serve unchecked images on your own responsibility."
+        )
+    if settings.model is None:
+        raise ConfigurationError(
+            "no model: set FLUX2_MODEL or --model to a FLUX.2 folder in the diffusers layout, "
+            "or make a tiny one with `flux2-serve demo-model DIR`."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach a server that listens on this address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

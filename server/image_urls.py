@@ -1,0 +1,69 @@
+"""What a reference image may be given as, and what it takes to get it."""
+
+from collections.abc import Container
+from typing import Any
+from urllib.parse import urlsplit
+
+from server.catalogue import Endpoint
+from server.files import NAME_PATTERN, URL_PREFIX
+from server.hosts import FAL_HOSTS
+from server.jobs import Need
+from server.machine import LOOPBACK_NAMES, machine_names
+from server.settings import Settings
+
+IMAGE_FIELD = "image_urls"
+MAX_URL_CHARACTERS = 8192
+"""A longer one is no address of anything; data URIs have a limit of their own."""
+
+
+def own_names(settings: Settings) -> frozenset[str]:
+    """Return the host names under which this server's files are its own, whoever asks.
+
+    The name that a caller used is another one; see `own_file_name`.
+    """
+    public = host_of(settings.public_url or "")
+    machine = [*machine_names(), *LOOPBACK_NAMES]
+    return frozenset([*FAL_HOSTS, *machine, *settings.tls_names, *([public] if public else [])])
+
+
+def is_data_uri(url: str) -> bool:
+    """Say whether the image itself is in the URL."""
+    return url[:5].lower() == "data:"
+
+
+def own_file_name(url: str, origin: str, names: Container[str]) -> str | None:
+    """Return the name of the file of this server that a URL leads to, or None.
+
+    Ours are the hosts in `names` and that of `origin`, by which the caller reached us, on any
+    port: a box serves the same files on several. A stranger's host is a stranger's, whatever the
+    path looks like.
+    """
+    if len(url) > MAX_URL_CHARACTERS:
+        return None
+    host = host_of(url)
+    if host is None or not (host in names or host == host_of(origin)):
+        return None
+    path = urlsplit(url).path
+    name = path.removeprefix(URL_PREFIX)
+    return name if path.startswith(URL_PREFIX) and NAME_PATTERN.fullmatch(name) else None
+
+
+def need_of(endpoint: Endpoint, body: Any, origin: str, names: Container[str]) -> Need:
+    """Say what a request with this body, which nobody has validated yet, will have to wait for."""
+    if not endpoint.reference_limit:
+        return Need.NOTHING
+    urls = body.get(IMAGE_FIELD) if isinstance(body, dict) else None
+    for url in urls[: endpoint.reference_limit] if isinstance(urls, list) else ():
+        if isinstance(url, str) and not is_data_uri(url) and not own_file_name(url, origin, names):
+            return Need.FETCHING
+    return Need.DECODING
+
+
+def host_of(url: str) -> str | None:
+    """Return the host name of an http URL, in lower case, or None when it has none."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return None
+    return host.removesuffix(".") if host and parts.scheme in ("http", "https") else None
