@@ -21,11 +21,14 @@ from server.events import Events
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import Job
+from server.keys import Caller
 from server.metrics import Metrics
-from server.routes import health, jwks, openapi, queue, run, storage
+from server.routes import files as file_routes
+from server.routes import health, jwks, openapi, queue, run
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
+from server.routes.uploads import UploadRoutes
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
 from server.settings import ENV_PREFIX, Settings
@@ -33,7 +36,9 @@ from server.signing import Signer
 from server.store import Store
 from server.store.outbox import Outbox
 from server.targets import AllowList
+from server.tickets import Tickets
 from server.upkeep import recover, sweep
+from server.uploads import Uploads
 from server.webhooks import WebhookSender
 from server.worker import Parts
 
@@ -46,6 +51,7 @@ EXPOSED_HEADERS = (
     "x-fal-billable-units",
     "x-fal-request-timeout-type",
     "retry-after",
+    "etag",
 )
 """What a browser page may read of our answers: without it fal's client there sees an empty request
 id, and takes a time-out that its own caller asked for as one to try again after."""
@@ -67,6 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
     clock = SteadyClock()
     metrics = Metrics(clock, store.backlog)
     signer = Signer(settings.data_dir / "keys")
+    tickets = Tickets(settings.data_dir / "keys", clock, lambda owner: Caller(owner=owner))
+    uploads = Uploads(settings, store, files, clock)
     webhooks = WebhookSender(
         Outbox(store), make_courier(settings), signer, clock, on_attempt=metrics.webhook
     )
@@ -106,14 +114,20 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             await recover(store, files, inputs, clock)
             await webhooks.start()
+            tickets.load()
             dispatcher.start(held=settings.start_mode == "hold")
-            sweeper = asyncio.create_task(
-                sweep(store, files, clock, settings.sweep_seconds), name="sweeper"
-            )
+            sweepers = [
+                asyncio.create_task(sweeping, name="sweeper")
+                for sweeping in (
+                    sweep(store, files, clock, settings.sweep_seconds),
+                    uploads.keep_swept(settings.sweep_seconds),
+                )
+            ]
             try:
                 yield
             finally:
-                sweeper.cancel()
+                for sweeper in sweepers:
+                    sweeper.cancel()
                 await drain(0)
                 await webhooks.stop(WEBHOOK_STOP_SECONDS)
         finally:
@@ -135,10 +149,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.drain = drain
     app.state.toggle_hold = dispatcher.toggle_hold
-    app.include_router(health.make_router(settings, store, dispatcher, metrics, clock))
-    app.include_router(openapi.make_router())
-    app.include_router(jwks.make_router(signer))
-    app.include_router(storage.make_router(store, files, metrics))
+    for router in (
+        health.make_router(settings, store, dispatcher, metrics, clock),
+        openapi.make_router(),
+        jwks.make_router(signer),
+        UploadRoutes(uploads, tickets, settings.upload_limit_bytes).router,
+        file_routes.make_router(store, files, metrics, clock),
+    ):
+        app.include_router(router)
     limit = settings.body_limit_bytes
     app.include_router(queue.QueueRoutes(store, admission, dispatcher, events, limit).router)
     app.include_router(

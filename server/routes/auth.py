@@ -11,7 +11,7 @@ from server.keys import Caller
 from server.routes.answers import error_response
 from server.routes.doors import QUEUE_PREFIX
 
-OPEN_PREFIXES = ("/health", "/files/", "/api/openapi/", "/.well-known/")
+OPEN_PREFIXES = ("/health", "/files/", "/uploads/", "/api/openapi/", "/.well-known/")
 """Open without a key: probes, documents, public keys, and files, whose names are secrets."""
 
 
@@ -23,6 +23,12 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def caller_or_none(request: Request) -> Caller | None:
+    """Return who sent a request to an open path; None is somebody without a key."""
+    caller = request.state.caller
+    return caller if isinstance(caller, Caller) else None
+
+
 class AuthMiddleware:
     """Lets a request through when it carries the key, or when there is no key to carry."""
 
@@ -32,18 +38,18 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 in fal's words, or pass the request on."""
+        caller: Caller | None = Caller()
         if scope["type"] == "http" and self._api_key and scope["method"] != "OPTIONS":
             error = self._check(scope["path"], Headers(scope=scope).get("authorization"))
-            if error:
+            if error and not scope["path"].startswith(OPEN_PREFIXES):
                 await error_response(error)(scope, receive, send)
                 return
+            caller = None if error else caller
         if scope["type"] == "http":
-            scope = {**scope, "state": {**scope.get("state", {}), "caller": Caller()}}
+            scope = {**scope, "state": {**scope.get("state", {}), "caller": caller}}
         await self._app(scope, receive, send)
 
     def _check(self, path: str, authorization: str | None) -> RequestError | None:
-        if path.startswith(OPEN_PREFIXES):
-            return None
         scheme, _, key = (authorization or "").partition(" ")
         known_scheme = scheme.lower() in ("key", "bearer")
         expected = (self._api_key or "").encode("utf-8")
