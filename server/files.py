@@ -109,10 +109,11 @@ class Draft:
             raise
 
     def discard(self) -> None:
-        """Drop what was not kept; harmless afterwards."""
+        """Drop what was not kept; harmless afterwards. What the disk holds on to is swept later."""
         with contextlib.suppress(OSError):  # it may still want to write, on a full disk
             self._file.close()
-        self.temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.temporary.unlink()
 
 
 def new_name(suffix: str) -> str:

@@ -5,31 +5,22 @@ name that anybody could ask for; what is unfinished when the server stops is swe
 """
 
 import asyncio
-import hashlib
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-import structlog
-
-from server.admission import disk_problem
 from server.clock import Clock
 from server.errors import RequestError
 from server.files import Draft, FileStore, new_name
+from server.intake import RETRY_AFTER_SECONDS, Body, Incoming, Intake, on_disk, too_large
 from server.jobs import StoredFile
 from server.keys import Caller
 from server.lifecycle import Lifecycle
 from server.media import HEAD_BYTES, suffix_for, type_of
-from server.quota import Charge, Quota
 from server.settings import Settings
 from server.store import Store, StoreUnavailableError
 from server.store.usage import disk_bytes
 from server.tickets import Ticket
-
-T = TypeVar("T")
-
-log = structlog.get_logger(__name__)
 
 TICKET_SECONDS = 3600.0
 """How long an upload may take from its announcement to its last part."""
@@ -38,39 +29,13 @@ MAX_PARTS = 1000
 MAX_OPEN_PER_OWNER = 16
 """What one key may have under way in parts: their list is in memory."""
 
-RETRY_AFTER_SECONDS = 10
-
-
-@dataclass(slots=True)
-class _Incoming:
-    """One body on its way to the disk."""
-
-    draft: Draft
-    charge: Charge
-    digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
-    head: bytes = b""
-
-    @property
-    def etag(self) -> str:
-        return self.digest.hexdigest()
-
-    def write(self, chunk: bytes) -> None:
-        self.draft.write(chunk)
-        self.digest.update(chunk)
-        if len(self.head) < HEAD_BYTES:
-            self.head = (self.head + chunk)[:HEAD_BYTES]
-
-    def discard(self) -> None:
-        self.draft.discard()
-        self.charge.release()
-
 
 @dataclass(slots=True)
 class _Multipart:
     """An upload in parts that is under way; `lock` is held while it is put together."""
 
     ticket: Ticket
-    parts: dict[int, _Incoming] = field(default_factory=dict)
+    parts: dict[int, Incoming] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -82,7 +47,7 @@ class Uploads:
         self._store = store
         self._files = files
         self._clock = clock
-        self._quota = Quota(settings, store.usage)
+        self._intake = Intake(settings, files, store.usage)
         self._busy: set[str] = set()
         self._open: dict[str, _Multipart] = {}
 
@@ -104,7 +69,7 @@ class Uploads:
             expires_at=self._clock() + min(TICKET_SECONDS, seconds),
         )
 
-    async def receive(self, ticket: Ticket, caller: Caller, chunks: AsyncIterator[bytes]) -> None:
+    async def receive(self, ticket: Ticket, caller: Caller, body: Body) -> None:
         """Store a whole file."""
         if ticket.in_parts:
             raise unknown_upload()
@@ -113,7 +78,7 @@ class Uploads:
         self._busy.add(ticket.name)
         try:
             await self._check_unused(ticket)
-            incoming = await self._take(ticket, caller, chunks)
+            incoming = await self._intake.take(ticket.name, caller, body)
             try:
                 await self._keep(ticket, incoming.draft, incoming.head)
             except BaseException:
@@ -122,16 +87,14 @@ class Uploads:
         finally:
             self._busy.discard(ticket.name)
 
-    async def receive_part(
-        self, ticket: Ticket, caller: Caller, number: int, chunks: AsyncIterator[bytes]
-    ) -> str:
+    async def receive_part(self, ticket: Ticket, caller: Caller, number: int, body: Body) -> str:
         """Store part `number` of a file, in place of an earlier one, and return its etag."""
         if not 1 <= number <= MAX_PARTS:
             raise _bad_part(f"Part numbers are from 1 to {MAX_PARTS}")
         multipart = await self._multipart(ticket)
-        incoming = await self._take(ticket, caller, chunks)
+        incoming = await self._intake.take(ticket.name, caller, body)
         try:
-            await _on_disk(incoming.draft.close)
+            await on_disk(incoming.draft.close)
             self._add_part(multipart, number, incoming)
         except BaseException:
             incoming.discard()
@@ -169,33 +132,9 @@ class Uploads:
             await asyncio.sleep(every_seconds)
             await self.sweep()
 
-    async def _take(
-        self, ticket: Ticket, caller: Caller, chunks: AsyncIterator[bytes]
-    ) -> _Incoming:
-        """Write a body to the disk as it comes; if anything goes wrong, nothing of it is left."""
-        limit = self._settings.upload_limit_bytes
-        charge = self._quota.open(caller)
-        charge.grow(0)
-        try:
-            incoming = _Incoming(await self._on_free_disk(self._files.draft, ticket.name), charge)
-        except BaseException:
-            charge.release()
-            raise
-        try:
-            async for chunk in chunks:
-                size_bytes = incoming.draft.size_bytes + len(chunk)
-                if size_bytes > limit:
-                    raise too_large(limit)
-                charge.grow(size_bytes)
-                await self._on_free_disk(incoming.write, chunk)
-        except BaseException:
-            incoming.discard()
-            raise
-        return incoming
-
     async def _keep(self, ticket: Ticket, draft: Draft, head: bytes) -> None:
         """Give the file its name and its record: file first, row second."""
-        await _on_disk(draft.keep)
+        await on_disk(draft.keep)
         expires_at = None if math.isinf(ticket.seconds) else self._clock() + ticket.seconds
         file = StoredFile(
             name=ticket.name,
@@ -208,7 +147,7 @@ class Uploads:
         try:
             await self._store.insert_upload(file)
         except StoreUnavailableError:
-            await _on_disk(self._files.delete, ticket.name)
+            await on_disk(self._files.delete, ticket.name)
             raise
 
     async def _check_unused(self, ticket: Ticket) -> None:
@@ -231,7 +170,7 @@ class Uploads:
             self._open[ticket.name] = _Multipart(ticket)
         return self._open[ticket.name]
 
-    def _add_part(self, multipart: _Multipart, number: int, incoming: _Incoming) -> None:
+    def _add_part(self, multipart: _Multipart, number: int, incoming: Incoming) -> None:
         if self._open.get(multipart.ticket.name) is not multipart or multipart.lock.locked():
             raise unknown_upload()
         limit = self._settings.multipart_limit_bytes
@@ -243,11 +182,11 @@ class Uploads:
         if replaced:
             replaced.discard()
 
-    async def _join(self, ticket: Ticket, parts: list[_Incoming]) -> None:
-        draft: Draft = await self._on_free_disk(self._files.draft, ticket.name)
+    async def _join(self, ticket: Ticket, parts: list[Incoming]) -> None:
+        draft = await self._intake.draft(ticket.name)
         try:
             for part in parts:
-                await self._on_free_disk(draft.append, part.draft.temporary)
+                await self._intake.on_free_disk(draft.append, part.draft.temporary)
             head = b"".join(part.head for part in parts)[:HEAD_BYTES]
             await self._keep(ticket, draft, head)
         except BaseException:
@@ -257,28 +196,13 @@ class Uploads:
         self._store.usage.add(ticket.owner, disk_bytes(draft.size_bytes))
 
     async def _drop(self, multipart: _Multipart) -> None:
-        del self._open[multipart.ticket.name]
+        self._open.pop(multipart.ticket.name, None)
 
         def discard() -> None:
             for part in multipart.parts.values():
                 part.discard()
 
-        await _on_disk(discard)
-
-    async def _on_free_disk(self, work: Callable[..., T], *arguments: object) -> T:
-        """Do what writes, unless that would eat into the reserve."""
-
-        def checked() -> T:
-            if disk_problem(self._settings):
-                raise _disk_refusal()
-            return work(*arguments)
-
-        return await _on_disk(checked)
-
-
-def too_large(limit_bytes: int) -> RequestError:
-    """Make the error for a file above a limit."""
-    return RequestError(413, f"The file exceeds {limit_bytes} bytes", "file_too_large")
+        await asyncio.to_thread(discard)
 
 
 def unknown_upload() -> RequestError:
@@ -286,9 +210,9 @@ def unknown_upload() -> RequestError:
     return RequestError(404, "Upload not found")
 
 
-def _choose(parts: dict[int, _Incoming], listed: Sequence[tuple[int, str]]) -> list[_Incoming]:
+def _choose(parts: dict[int, Incoming], listed: Sequence[tuple[int, str]]) -> list[Incoming]:
     """Return the listed parts in the order of their numbers."""
-    chosen: dict[int, _Incoming] = {}
+    chosen: dict[int, Incoming] = {}
     for number, etag in listed:
         part = parts.get(number)
         if part is None or part.etag != etag.strip('"'):
@@ -301,23 +225,9 @@ def _choose(parts: dict[int, _Incoming], listed: Sequence[tuple[int, str]]) -> l
     return [chosen[number] for number in sorted(chosen)]
 
 
-async def _on_disk(work: Callable[..., T], *arguments: object) -> T:
-    """Do file work in a thread; a disk that refuses is a 503 for this caller."""
-    try:
-        return await asyncio.to_thread(work, *arguments)
-    except OSError as error:
-        log.error("an upload cannot be stored", reason=str(error))
-        raise _disk_refusal() from error
-
-
 def _bad_part(detail: str) -> RequestError:
     return RequestError(400, detail, "bad_request")
 
 
 def _used() -> RequestError:
     return RequestError(403, "This upload was used already")
-
-
-def _disk_refusal() -> RequestError:
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
-    return RequestError(503, "The server is low on disk space", headers=headers)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from server.errors import RequestError, field_errors
 from server.files import URL_PREFIX
+from server.intake import Body
 from server.keys import Caller
 from server.lifecycle import Lifecycle, read_lifecycle
 from server.media import OTHER_TYPE
@@ -23,7 +24,7 @@ from server.routes.answers import AsciiJSONResponse, read_json
 from server.routes.auth import caller_of, caller_or_none
 from server.routes.doors import REST_PREFIX, door_of
 from server.tickets import MAX_TICKET_CHARACTERS, Ticket, Tickets
-from server.uploads import MAX_PARTS, Uploads, too_large, unknown_upload
+from server.uploads import MAX_PARTS, Uploads, unknown_upload
 
 T = TypeVar("T")
 
@@ -155,18 +156,18 @@ class UploadRoutes:
         )
 
     async def _receive(self, request: Request, ticket: Ticket, caller: Caller) -> Response:
-        self._check_length(request)
-        await self._heard_out(request, self._uploads.receive(ticket, caller, request.stream()))
+        body = _body(request)
+        await self._heard_out(request, body, self._uploads.receive(ticket, caller, body))
         return AsciiJSONResponse({"access_url": _file_url(request, ticket)})
 
     async def _receive_part(
         self, request: Request, ticket: Ticket, caller: Caller, number: str
     ) -> Response:
-        self._check_length(request)
         if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise RequestError(404, "Not Found")
-        part = self._uploads.receive_part(ticket, caller, int(number), request.stream())
-        etag = await self._heard_out(request, part)
+        body = _body(request)
+        receiving = self._uploads.receive_part(ticket, caller, int(number), body)
+        etag = await self._heard_out(request, body, receiving)
         return AsciiJSONResponse(
             {"partNumber": int(number), "etag": etag}, headers={"etag": f'"{etag}"'}
         )
@@ -181,7 +182,7 @@ class UploadRoutes:
         )
         return AsciiJSONResponse({"access_url": _file_url(request, ticket)})
 
-    async def _heard_out(self, request: Request, receiving: Awaitable[T]) -> T:
+    async def _heard_out(self, request: Request, body: Body, receiving: Awaitable[T]) -> T:
         """Wait for an upload. When it is refused, read within bounds what is still being sent.
 
         A sender who is cut off sees a broken connection instead of the answer, and tries again.
@@ -191,24 +192,23 @@ class UploadRoutes:
         except ClientDisconnect:
             raise RequestError(499, "The upload was broken off", "client_disconnected") from None
         except RequestError as error:
-            left = self._limit_bytes
-            try:
-                async for chunk in request.stream():
-                    left -= len(chunk)
-                    if left < 0:
-                        error.headers["connection"] = "close"
-                        break
-            except ClientDisconnect:
-                pass
+            if not await self._read_out(request, body):
+                error.headers["connection"] = "close"
             raise
 
-    def _check_length(self, request: Request) -> None:
-        """Refuse at once what says itself that it is too large."""
-        length = request.headers.get("content-length", "0")
-        if len(length) > 18 or int(length) > self._limit_bytes:
-            error = too_large(self._limit_bytes)
-            error.headers["connection"] = "close"
-            raise error
+    async def _read_out(self, request: Request, body: Body) -> bool:
+        """Read the rest of a body; say whether it came to its end within bounds."""
+        left = self._limit_bytes
+        if body.announced_bytes > 2 * left or "expect" in request.headers:
+            return False
+        try:
+            async for chunk in body.chunks:
+                left -= len(chunk)
+                if left < 0:
+                    return False
+        except ClientDisconnect:
+            return False
+        return True
 
     def _cdn_caller(self, request: Request) -> Caller:
         """Return whose token it is, else whose key. Raises `RequestError` 401."""
@@ -243,6 +243,12 @@ class UploadRoutes:
 
 def _file_url(request: Request, ticket: Ticket) -> str:
     return f"{door_of(request).files_origin}{URL_PREFIX}{ticket.name}"
+
+
+def _body(request: Request) -> Body:
+    length = request.headers.get("content-length", "")
+    known = length.isascii() and length.isdigit() and len(length) < 19
+    return Body(request.stream(), int(length) if known else 0)
 
 
 def _lifecycle(request: Request) -> Lifecycle:

@@ -15,7 +15,13 @@ import httpx2
 import pytest
 
 from tests.conftest import RunningServer, StartServer
-from tests.contract.conftest import Api, connect, make_picture_uri, run_python_client
+from tests.contract.conftest import (
+    Api,
+    connect,
+    make_picture_uri,
+    poll_until,
+    run_python_client,
+)
 from tests.contract.test_javascript_client import node, run_script
 
 __all__ = ["node"]
@@ -79,7 +85,7 @@ def box(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> 
     small, big = folder / "small.png", folder / "big.png"
     small.write_bytes(base64.b64decode(picture.partition(",")[2]))
     pad_png(small.read_bytes(), big, 101 * MIB)
-    server = start_server(folder / "data", FLUX2_API_KEY=KEY)
+    server = start_server(folder / "data", FLUX2_API_KEY=KEY, FLUX2_SWEEP_SECONDS="0.2")
     with connect(server, authorization=f"Key {KEY}") as http:
         yield Box(server, Api(http), picture, small, big)
     server.stop()
@@ -145,3 +151,17 @@ def test_every_way_of_the_javascript_client(box: Box, expected: str, node: str) 
     assert box.edit(*(urls[name] for name in names)) == expected
     (image,) = found["subscribed"]["data"]["images"]
     assert image["url"] == box.edit(box.picture)
+
+
+def test_what_cannot_be_a_reference(box: Box) -> None:
+    """A text is no picture, and a file that ended before its request began cannot be had."""
+    wish = {"x-fal-object-lifecycle": '{"expiration_duration_seconds": 1}'}
+    text = box.api.http.post("/files/upload", content=b"Hello, World!").json()["access_url"]
+    short = box.api.http.post("/files/upload", content=box.small.read_bytes(), headers=wish)
+    gone = short.json()["access_url"]
+    poll_until(lambda: box.read(gone).status_code == 404, "the file is gone")
+    for url, kind in ((text, "unsupported_image_format"), (gone, "file_download_error")):
+        answer = box.api.run(EDIT, {**INPUT, "image_urls": [box.picture, url]})
+        assert answer.status_code == 422
+        (item,) = answer.json()["detail"]
+        assert (item["type"], item["loc"]) == (kind, ["body", "image_urls", 1])
