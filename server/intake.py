@@ -53,10 +53,10 @@ class Incoming:
         if len(self.head) < HEAD_BYTES:
             self.head = (self.head + chunk)[:HEAD_BYTES]
 
-    def discard(self) -> None:
-        """Drop it, and give back what was charged for it."""
-        self.draft.discard()
+    async def discard(self) -> None:
+        """Drop it, and give back what was charged for it; twice is fine."""
         self.charge.release()
+        await asyncio.to_thread(self.draft.discard)
 
 
 class Intake:
@@ -91,7 +91,7 @@ class Intake:
                 charge.grow(size_bytes)
                 await self.on_free_disk(incoming.write, chunk)
         except BaseException:
-            incoming.discard()
+            await incoming.discard()
             raise
         return incoming
 

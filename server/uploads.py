@@ -82,7 +82,7 @@ class Uploads:
             try:
                 await self._keep(ticket, incoming.draft, incoming.head)
             except BaseException:
-                incoming.discard()
+                await incoming.discard()
                 raise
         finally:
             self._busy.discard(ticket.name)
@@ -95,10 +95,12 @@ class Uploads:
         incoming = await self._intake.take(ticket.name, caller, body)
         try:
             await on_disk(incoming.draft.close)
-            self._add_part(multipart, number, incoming)
+            replaced = self._add_part(multipart, number, incoming)
         except BaseException:
-            incoming.discard()
+            await incoming.discard()
             raise
+        if replaced:
+            await replaced.discard()
         return incoming.etag
 
     async def complete(self, ticket: Ticket, listed: Sequence[tuple[int, str]]) -> None:
@@ -170,7 +172,8 @@ class Uploads:
             self._open[ticket.name] = _Multipart(ticket)
         return self._open[ticket.name]
 
-    def _add_part(self, multipart: _Multipart, number: int, incoming: Incoming) -> None:
+    def _add_part(self, multipart: _Multipart, number: int, incoming: Incoming) -> Incoming | None:
+        """Note a part that is on the disk, and return the one in whose place it is."""
         if self._open.get(multipart.ticket.name) is not multipart or multipart.lock.locked():
             raise unknown_upload()
         limit = self._settings.multipart_limit_bytes
@@ -179,8 +182,7 @@ class Uploads:
             raise too_large(limit)
         replaced = multipart.parts.get(number)
         multipart.parts[number] = incoming
-        if replaced:
-            replaced.discard()
+        return replaced
 
     async def _join(self, ticket: Ticket, parts: list[Incoming]) -> None:
         draft = await self._intake.draft(ticket.name)
@@ -190,19 +192,15 @@ class Uploads:
             head = b"".join(part.head for part in parts)[:HEAD_BYTES]
             await self._keep(ticket, draft, head)
         except BaseException:
-            draft.discard()
+            await asyncio.to_thread(draft.discard)
             raise
         # The parts are still charged for, and hold at least as many blocks.
         self._store.usage.add(ticket.owner, disk_bytes(draft.size_bytes))
 
     async def _drop(self, multipart: _Multipart) -> None:
         self._open.pop(multipart.ticket.name, None)
-
-        def discard() -> None:
-            for part in multipart.parts.values():
-                part.discard()
-
-        await asyncio.to_thread(discard)
+        for part in multipart.parts.values():
+            await part.discard()
 
 
 def unknown_upload() -> RequestError:

@@ -29,6 +29,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 LIMIT_BYTES = 4 * BLOCK_BYTES
 MULTIPART_LIMIT_BYTES = 6 * BLOCK_BYTES
 QUOTA_BYTES = 16 * BLOCK_BYTES
+WAIT_SECONDS = 30
 
 
 class Box:
@@ -390,6 +391,29 @@ async def test_what_is_not_completed_in_time_is_swept(box: Box) -> None:
     with pytest.raises(RequestError, match="not found"):
         await late
     await box.check_nothing_is_left(ticket)
+
+
+async def test_the_sweep_goes_on(box: Box) -> None:
+    """It comes around again and again while the server runs."""
+    sweeping = asyncio.create_task(box.uploads.keep_swept(0.001))
+    for _ in range(2):
+        ticket = box.ticket(in_parts=True)
+        await box.put_part(ticket, 1, b"one")
+        box.now = ticket.expires_at
+        async with asyncio.timeout(WAIT_SECONDS):
+            while box.on_disk():  # noqa: ASYNC110  (a sweep tells nobody how far it has come)
+                await asyncio.sleep(0)
+    sweeping.cancel()
+
+
+async def test_a_start_sweeps_what_was_unfinished(box: Box) -> None:
+    """Parts of a server that died are gone after the next start; what was stored is not."""
+    whole, parts = box.ticket(), box.ticket(in_parts=True)
+    await box.put(whole, PNG)
+    await box.put_part(parts, 1, PNG)
+    assert box.files.sweep(await box.store.all_file_names()) == 1
+    assert (await box.stored(whole))[1] == PNG
+    assert len(box.on_disk()) == 1
 
 
 async def test_a_key_has_only_so_many_under_way(box: Box) -> None:

@@ -18,7 +18,8 @@ const urls = {
   file: await fal.storage.upload(new File([small], "../small.png", { type: "image/png" })),
   untyped: await fal.storage.upload(new Blob([small])),
   parts: await fal.storage.upload(big),
-  text: await fal.storage.upload(new File(["Hello, World!"], "hello.txt")),
+  text: await fal.storage.upload(new File(["Hello, World!"], "hello.txt", { type: "text/plain" })),
+  "text, untyped": await fal.storage.upload(new File(["Hello, World!"], "hello.txt")),
   private: await fal.storage.upload(small, { lifecycle }),
 };
 const subscribed = await fal.subscribe(endpointId, {

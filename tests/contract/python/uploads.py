@@ -1,7 +1,7 @@
 """Uploads in every way that fal's Python client has; prints the URLs that came back as JSON.
 
-Arguments, each as JSON: the server's https origin, the path of a picture, and the path of one above
-the size from which the client uploads in parts.
+Arguments, each as JSON: the server's https origin, or null where something else leads fal's names
+to it; the path of a picture, and of one that is so large that the client uploads it in parts.
 """
 
 import asyncio
@@ -52,21 +52,22 @@ async def call_async(small: Path, big: Path) -> dict[str, str]:
     }
 
 
-def call_without_cdn(origin: str, small: Path) -> dict[str, str]:
+def call_without_cdn(small: Path) -> dict[str, str]:
     """Upload when the CDN refuses, so that the client falls back by itself."""
-    fal_client.client.CDN_URL = f"{origin}/no-cdn"
+    fal_client.client.CDN_URL += "/no-cdn"
     return {"fallback": fal_client.upload(small.read_bytes(), "image/png", "small.png")}
 
 
 def main() -> None:
-    """Point the client to the server, as a proxy or the hosts file would, and upload."""
+    """Point the client to the server, unless something else does, and upload."""
     origin, small, big = map(json.loads, sys.argv[1:])
     logging.disable()
-    fal_client.client.REST_URL = f"{origin}/rest"
-    fal_client.client.CDN_URL = origin
+    if origin:
+        fal_client.client.REST_URL = f"{origin}/rest"
+        fal_client.client.CDN_URL = origin
     found = call(Path(small), Path(big))
     found |= asyncio.run(call_async(Path(small), Path(big)))
-    found |= call_without_cdn(origin, Path(small))
+    found |= call_without_cdn(Path(small))
     json.dump(found, sys.stdout)
 
 
