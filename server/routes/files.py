@@ -55,7 +55,7 @@ def make_router(store: Store, files: FileStore, metrics: Metrics, clock: Clock) 
 
     async def download(request: Request, name: str) -> Response:
         record = await store.get_file(name)
-        caller = caller_or_none(request)
+        caller = caller_or_none(request) if record and record.acl else None
         reader = caller.owner if caller else None
         if record is None or not may_read(record.acl, record.owner, reader):
             raise RequestError(404, "File not found")

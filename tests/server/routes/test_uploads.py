@@ -39,7 +39,8 @@ class KnownCaller:
         """Note the caller as the middleware for keys does."""
         words = dict(scope["headers"]).get(b"authorization", b"").decode().split()
         caller = Caller(owner=words[1]) if words[:1] == ["Key"] else None
-        scope = {**scope, "state": {**scope.get("state", {}), "caller": caller}}
+        state = {**scope.get("state", {}), "caller": caller, "identify": lambda: caller}
+        scope = {**scope, "state": state}
         await self._app(scope, receive, send)
 
 
