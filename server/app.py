@@ -14,15 +14,17 @@ from starlette.responses import Response
 
 from server.admission import Admission
 from server.clock import SteadyClock
-from server.delivery import Courier, trusted_authorities
+from server.delivery import Courier
 from server.dispatcher import Dispatcher
 from server.errors import ConfigurationError, FalError, RequestError
 from server.events import Events
+from server.fetch import Fetcher
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import Job
 from server.keys import Caller
 from server.metrics import Metrics
+from server.outbound import Outbound, trusted_authorities
 from server.routes import files as file_routes
 from server.routes import health, jwks, openapi, queue, run
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
@@ -207,8 +209,20 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
 
 def make_courier(settings: Settings) -> Courier:
     """Make what carries webhooks to whom the settings allow."""
-    allowed = AllowList.parse(f"{ENV_PREFIX}WEBHOOK_ALLOW", settings.webhook_allow)
-    return Courier(allowed.resolve, trusted_authorities(settings.outbound_ca_file))
+    return Courier(_make_outbound(settings, "WEBHOOK_ALLOW", settings.webhook_allow))
+
+
+def make_fetcher(settings: Settings) -> Fetcher:
+    """Make what downloads image URLs from where the settings allow."""
+    outbound = _make_outbound(settings, "FETCH_ALLOW", settings.fetch_allow)
+    return Fetcher(outbound, settings.fetch_limit_bytes, settings.fetch_seconds)
+
+
+def _make_outbound(settings: Settings, name: str, entries: tuple[str, ...]) -> Outbound:
+    allowed = AllowList.parse(f"{ENV_PREFIX}{name}", entries)
+    if entries:
+        log.info("private targets are allowed", setting=allowed.setting, entries=entries)
+    return Outbound(allowed.resolve, trusted_authorities(settings.outbound_ca_file))
 
 
 def check_settings(settings: Settings) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from server.certs import TlsFiles, ensure_certificates
-from server.delivery import Courier, Resolve, Result, Verdict, judge_status, trusted_authorities
-from server.errors import ConfigurationError
+from server.delivery import Courier, Result, Verdict, judge_status
+from server.outbound import Outbound, Resolve, trusted_authorities
 from server.targets import AllowList, RefusedTargetError
 from tests.server.receivers import (
     Answer,
@@ -31,7 +31,7 @@ MakeCourier = Callable[..., Courier]
 BODY = b'{"status": "OK"}'
 
 
-async def loopback(_host: str) -> Sequence[str]:
+async def loopback(_host: str, _port: int) -> Sequence[str]:
     """Resolve every host to this machine."""
     return ["127.0.0.1"]
 
@@ -46,7 +46,7 @@ async def courier() -> AsyncIterator[MakeCourier]:
             ca_file: Path | None = None,
             attempt_seconds: float = 15,
         ) -> Courier:
-            made = Courier(resolve, trusted_authorities(ca_file), attempt_seconds)
+            made = Courier(Outbound(resolve, trusted_authorities(ca_file)), attempt_seconds)
             stack.push_async_callback(made.close)
             return made
 
@@ -149,7 +149,7 @@ async def test_nothing_that_the_receiver_says_is_kept(courier: MakeCourier) -> N
 
 
 async def test_a_refused_target_sees_no_connection(courier: MakeCourier) -> None:
-    """The empty allow-list, and one that is about others, let nothing out."""
+    """The empty allow-list, and one that is about others, let nothing into this machine."""
     async with Receiver() as trap:
         for entries in ([], ["hook.example", "10.0.0.0/8"]):
             allowed = AllowList.parse("FLUX2_WEBHOOK_ALLOW", entries)
@@ -166,7 +166,7 @@ async def test_the_judged_address_is_the_connected_one(courier: MakeCourier) -> 
     """A second look-up could give another address; there is none."""
     asked: list[str] = []
 
-    async def resolve(host: str) -> Sequence[str]:
+    async def resolve(host: str, _port: int) -> Sequence[str]:
         asked.append(host)
         return ["127.0.0.1"]
 
@@ -180,7 +180,7 @@ async def test_the_judged_address_is_the_connected_one(courier: MakeCourier) -> 
 async def test_the_next_address_is_tried(courier: MakeCourier) -> None:
     """A name with a dead address and a living one is reached."""
 
-    async def resolve(_host: str) -> Sequence[str]:
+    async def resolve(_host: str, _port: int) -> Sequence[str]:
         return ["127.0.0.3", "127.0.0.1"]
 
     async with Receiver(host="127.0.0.1") as receiver:
@@ -206,6 +206,8 @@ async def test_the_next_address_is_tried(courier: MakeCourier) -> None:
         "http://hook.example:port",
         "http://a\r\nb",
         "http://\u2460\u2461\u2466.0.0.1",
+        "http://user:password@hook.example",
+        "http://hook.example\\@evil.example",
         pytest.param("https://hook.example/" + "a" * 70_000, id="long"),
         pytest.param("\ud800", id="surrogate"),
     ],
@@ -213,7 +215,7 @@ async def test_the_next_address_is_tried(courier: MakeCourier) -> None:
 async def test_what_is_no_http_url_is_refused(courier: MakeCourier, url: str) -> None:
     """Trying again cannot help; nothing is asked of the resolver."""
 
-    async def resolve(host: str) -> Sequence[str]:
+    async def resolve(host: str, _port: int) -> Sequence[str]:
         raise AssertionError(host)
 
     verdict = await courier(resolve).deliver(url, {}, BODY)
@@ -223,7 +225,7 @@ async def test_what_is_no_http_url_is_refused(courier: MakeCourier, url: str) ->
 async def test_a_name_that_does_not_resolve_may_be_tried_again(courier: MakeCourier) -> None:
     """The name server may be down."""
 
-    async def resolve(_host: str) -> Sequence[str]:
+    async def resolve(_host: str, _port: int) -> Sequence[str]:
         raise socket.gaierror(socket.EAI_AGAIN, "try again")
 
     verdict = await courier(resolve).deliver("http://hook.example", {}, BODY)
@@ -233,7 +235,7 @@ async def test_a_name_that_does_not_resolve_may_be_tried_again(courier: MakeCour
 async def test_the_resolver_is_in_the_time_limit_too(courier: MakeCourier) -> None:
     """A name server that does not answer holds no slot for long."""
 
-    async def resolve(_host: str) -> Sequence[str]:
+    async def resolve(_host: str, _port: int) -> Sequence[str]:
         await asyncio.Event().wait()
         raise RefusedTargetError
 
@@ -286,19 +288,3 @@ async def test_tls_is_checked_for_the_name_in_the_url(
         if result is Result.FAILED:
             assert verdict.reason is not None
             assert "certificate" in verdict.reason
-
-
-def test_a_ca_file_adds_to_the_system_s_authorities(certificates: TlsFiles) -> None:
-    """A private receiver must not cost the public ones their trust."""
-    count = len(trusted_authorities(None).get_ca_certs())
-    assert len(trusted_authorities(certificates.ca_path).get_ca_certs()) == count + 1
-
-
-@pytest.mark.parametrize("content", [None, "not a certificate"])
-def test_a_wrong_ca_file_stops_the_start(tmp_path: Path, content: str | None) -> None:
-    """Otherwise every delivery would fail, one by one."""
-    path = tmp_path / "ca.pem"
-    if content:
-        path.write_text(content)
-    with pytest.raises(ConfigurationError, match="ca.pem"):
-        trusted_authorities(path)

@@ -1,13 +1,16 @@
 """The allow-list: what its entries mean, and that addresses are judged, not spellings."""
 
+import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from server.errors import ConfigurationError
-from server.targets import AllowList, RefusedTargetError, look_up
+from server.targets import AllowList, NameServer, RefusedTargetError
+from tests.server.ssrf import BAD_PORTS_ABOVE, fake_getaddrinfo
 
 pytestmark = pytest.mark.anyio
 
@@ -17,25 +20,11 @@ FakeNames = Callable[[dict[str, list[str]]], list[str]]
 
 @pytest.fixture
 def fake_names(monkeypatch: pytest.MonkeyPatch) -> FakeNames:
-    """Return a function that replaces the name server; it gives the list of names asked for.
-
-    Numbers are still read by the real resolver.
-    """
-    real = socket.getaddrinfo
+    """Return a function that replaces the name server; it gives the list of names asked for."""
 
     def install(names: dict[str, list[str]]) -> list[str]:
         asked: list[str] = []
-
-        def fake(host: bytes, *arguments: Any, **options: Any) -> Any:
-            name = host.decode()
-            if name not in names:
-                return real(host, *arguments, **{**options, "flags": socket.AI_NUMERICHOST})
-            asked.append(name)
-            if not names[name]:
-                raise socket.gaierror(socket.EAI_NONAME, "no such name")
-            return [entry for address in names[name] for entry in real(address, None)]
-
-        monkeypatch.setattr(socket, "getaddrinfo", fake)
+        monkeypatch.setattr(socket, "getaddrinfo", fake_getaddrinfo(names, asked))
         return asked
 
     return install
@@ -59,11 +48,17 @@ def allow(*entries: str) -> AllowList:
         (["192.0.2.0/24"], "192.0.2.77", ["192.0.2.77"]),
         (["2001:db8::/32"], "2001:db8::5", ["2001:db8::5"]),
         (["[2001:db8::5]"], "2001:db8::5", ["2001:db8::5"]),
-        # Some of its addresses are allowed: only these are connected to.
-        (["192.0.2.0/24"], "two.example", ["192.0.2.2"]),
         # The kernel would connect to the IPv4 address inside, so that is what counts.
         (["192.0.2.0/24"], "::ffff:192.0.2.9", ["192.0.2.9"]),
         (["192.0.2.0/24"], "0xc0000201", ["192.0.2.1"]),
+        # What is public needs no entry, and may stand beside what is listed.
+        ([], "public.example", ["8.8.8.8", "2606:4700::1"]),
+        ([], "93.184.216.34", ["93.184.216.34"]),
+        ([], "::ffff:8.8.8.8", ["8.8.8.8"]),
+        (["10.0.0.0/8"], "public.example", ["8.8.8.8", "2606:4700::1"]),
+        (["10.0.0.0/8"], "both.example", ["10.0.0.1", "8.8.8.8"]),
+        # A listed name may have any address that can be connected to without an interface.
+        (["printer.example"], "printer.example", ["192.168.1.9"]),
     ],
 )
 async def test_what_is_listed_is_allowed(
@@ -72,10 +67,14 @@ async def test_what_is_listed_is_allowed(
     """Names match in any case, and networks match the addresses a name has."""
     known = ["hook.example", "a.b.example", "xn--bcher-kva.example"]
     fake_names(
-        {**{name: ["192.0.2.1"] for name in known}, "two.example": ["198.51.100.2", "192.0.2.2"]}
+        {
+            **{name: ["192.0.2.1"] for name in known},
+            "public.example": ["8.8.8.8", "2606:4700::1"],
+            "both.example": ["10.0.0.1", "8.8.8.8"],
+            "printer.example": ["fe80::1%1", "192.168.1.9"],
+        }
     )
-    addresses = await allow(*entries).resolve(host)
-    assert list(dict.fromkeys(addresses)) == expected
+    assert await allow(*entries).resolve(host, 80) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,6 +97,11 @@ async def test_what_is_listed_is_allowed(
         (["0.0.0.0/0"], "::1"),
         # Means one thing on each interface, so it means nothing here.
         (["::/0"], "fe80::1%1"),
+        ([], "2606:4700::1%1"),
+        (["scope.example"], "scope.example"),
+        # One private address is enough.
+        ([], "two.example"),
+        (["192.0.2.0/24"], "two.example"),
     ],
 )
 async def test_what_is_not_listed_is_refused(
@@ -105,20 +109,54 @@ async def test_what_is_not_listed_is_refused(
 ) -> None:
     """Neighbouring names and other spellings of addresses do not slip through."""
     known = ["hook.example", "evilhook.example", "hook.example.evil", "sub.hook.example", "example"]
-    fake_names({name: ["192.0.2.1"] for name in known})
-    with pytest.raises(RefusedTargetError, match=SETTING):
-        await allow(*entries).resolve(host)
+    fake_names(
+        {
+            **{name: ["192.0.2.1"] for name in known},
+            "scope.example": ["fe80::1%1"],
+            "two.example": ["8.8.8.8", "192.0.2.2", "198.51.100.2"],
+        }
+    )
+    with pytest.raises(RefusedTargetError):
+        await allow(*entries).resolve(host, 80)
 
 
-async def test_a_name_that_no_entry_can_allow_is_not_even_looked_up(
-    fake_names: FakeNames,
+async def test_a_refusal_names_the_setting_and_the_reason(fake_names: FakeNames) -> None:
+    """The operator reads in the log what to set."""
+    fake_names({"hook.example": ["10.0.0.1"]})
+    with pytest.raises(RefusedTargetError) as refused:
+        await allow().resolve("hook.example", 80)
+    assert str(refused.value) == f"hook.example is not in {SETTING}: 10.0.0.1 is private"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_this_machine_is_not_public(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Even under a public address: what listens there may be behind a firewall for all others."""
+    monkeypatch.setattr("server.targets.why_not_public", lambda _address: None)
+    with pytest.raises(RefusedTargetError, match=f"{host} is this machine"):
+        await allow().resolve(host, 8000)
+    assert await allow(host).resolve(host, 8000) == [host]
+    assert await allow().resolve("203.0.113.7", 8000) == ["203.0.113.7"]
+
+
+@pytest.mark.parametrize(
+    ("port", "usable"),
+    [
+        *((port, True) for port in (80, 443, 1024, 3000, 8080, 8443, 9000, 65535)),
+        *((port, False) for port in (1, 22, 25, 79, 81, 442, 444, 1023, *BAD_PORTS_ABOVE)),
+    ],
+)
+async def test_public_addresses_have_the_ports_of_the_web(
+    fake_names: FakeNames, port: int, usable: bool
 ) -> None:
-    """A look-up is a message to whoever owns the name."""
-    asked = fake_names({"secret.evil.example": ["192.0.2.1"]})
-    for entries in ([], ["hook.example", "*.good.example"]):
-        with pytest.raises(RefusedTargetError):
-            await allow(*entries).resolve("secret.evil.example")
-    assert asked == []
+    """A request could be taken for mail or chat by another service; what is listed has any port."""
+    fake_names({"hook.example": ["8.8.8.8"]})
+    for entry in ("hook.example", "8.8.8.0/24"):
+        assert await allow(entry).resolve("hook.example", port) == ["8.8.8.8"]
+    if usable:
+        assert await allow().resolve("hook.example", port) == ["8.8.8.8"]
+    else:
+        with pytest.raises(RefusedTargetError, match=f"{port} is no port of the web"):
+            await allow().resolve("hook.example", port)
 
 
 async def test_a_name_without_an_address_is_an_error_of_the_moment(fake_names: FakeNames) -> None:
@@ -126,14 +164,40 @@ async def test_a_name_without_an_address_is_an_error_of_the_moment(fake_names: F
     fake_names({"hook.example": []})
     for entry in ("hook.example", "10.0.0.0/8"):
         with pytest.raises(OSError, match="no such name"):
-            await allow(entry).resolve("hook.example")
+            await allow(entry).resolve("hook.example", 80)
 
 
 @pytest.mark.parametrize("name", ["b\u00fccher", "a\x00b", "x" * 70, ".."])
 async def test_no_name_breaks_the_look_up(name: str) -> None:
     """Whatever a URL may hold ends as an error that the sender knows."""
     with pytest.raises(OSError, match=r".+"):
-        await look_up(name)
+        await NameServer().look_up(name)
+
+
+async def test_a_dead_name_server_holds_a_limited_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who comes when all places are taken is told at once; a place is free when its thread ends."""
+    answered = threading.Event()
+    asked: list[bytes] = []
+
+    def dead(name: bytes, *_arguments: Any, **_options: Any) -> Any:
+        asked.append(name)
+        answered.wait(30)
+        return [(0, 0, 0, "", ("8.8.8.8", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", dead)
+    names = NameServer(at_once=3)
+    waiting = [asyncio.create_task(names.look_up(f"{number}.example")) for number in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()  # who has given up still has a thread that waits
+    for _ in range(50):
+        with pytest.raises(OSError, match="too many names"):
+            await names.look_up("another.example")
+    answered.set()
+    assert [str(found) for (found,) in await asyncio.gather(*waiting[1:])] == ["8.8.8.8"] * 2
+    assert sorted(asked) == [b"0.example", b"1.example", b"2.example"]
+    assert await names.look_up("another.example")
 
 
 @pytest.mark.parametrize(

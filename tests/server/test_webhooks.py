@@ -8,7 +8,8 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from server.app import create_app
+from server.app import create_app, make_courier
+from server.delivery import Result
 from server.errors import ConfigurationError
 from server.settings import Settings
 from server.webhooks import JITTER, RETRY_SECONDS, retry_delay
@@ -151,8 +152,23 @@ def test_wrong_settings_stop_the_start(
         create_app(make_settings(**changes))
 
 
-def test_by_default_nobody_gets_a_webhook(make_settings: Callable[..., Settings]) -> None:
-    """A new box opens no connections that its operator has not listed."""
+async def test_by_default_no_private_address_gets_a_webhook(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """A new box calls nobody in its own network unless its operator has listed them."""
+    courier = make_courier(make_settings())
+    async with Receiver() as trap:
+        verdict = await courier.deliver(trap.url(), {}, b"{}")
+        assert trap.connections == 0
+    await courier.close()
+    assert verdict.result is Result.ABANDONED
+    assert verdict.reason == (
+        "refused: 127.0.0.1 is not in FLUX2_WEBHOOK_ALLOW: 127.0.0.1 is loopback"
+    )
+
+
+def test_the_list_is_separated_by_commas(make_settings: Callable[..., Settings]) -> None:
+    """As in all settings that are lists."""
     assert make_settings().webhook_allow == ()
     assert make_settings(webhook_allow=" a.example, 10.0.0.0/8 ,").webhook_allow == (
         "a.example",

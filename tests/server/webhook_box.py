@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from server import jobs
-from server.delivery import Courier, Verdict, trusted_authorities
+from server.delivery import Courier, Verdict
 from server.jobs import Job, Outcome
+from server.outbound import Outbound, trusted_authorities
 from server.signing import Signer
 from server.store import Store
 from server.store.outbox import Outbox
@@ -60,7 +61,7 @@ class Box:
         listed = AllowList.parse("FLUX2_WEBHOOK_ALLOW", allowed or ["127.0.0.0/8"])
         self.sender = WebhookSender(
             outbox or self.outbox,
-            carrier or Courier(listed.resolve, trusted_authorities(None)),
+            carrier or Courier(Outbound(listed.resolve, trusted_authorities(None))),
             self.signer,
             lambda: self.now,
             wall_clock=lambda: self.wall,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from server import jobs
 from server.clock import SteadyClock
-from server.delivery import Courier, trusted_authorities
+from server.delivery import Courier
 from server.jobs import Job, Outcome
+from server.outbound import Outbound, trusted_authorities
 from server.signing import Signer
 from server.store import Store
 from server.store.outbox import Outbox
@@ -28,7 +29,7 @@ async def work(data_dir: Path, url: str, count: int) -> None:
     allowed = AllowList.parse("FLUX2_WEBHOOK_ALLOW", ["127.0.0.1"])
     sender = WebhookSender(
         outbox,
-        Courier(allowed.resolve, trusted_authorities(None)),
+        Courier(Outbound(allowed.resolve, trusted_authorities(None))),
         Signer(data_dir / "keys"),
         clock,
         on_attempt=lambda _result: everything_tried.set(),
