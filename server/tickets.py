@@ -71,7 +71,7 @@ class Tickets:
     def issue_token(self, caller: Caller) -> tuple[str, float]:
         """Return a CDN token for the caller, and when it expires."""
         expires_at = self._clock() + TOKEN_SECONDS
-        return self._text(self._tokens, [caller.owner, expires_at]), expires_at
+        return _dump(self._tokens, [caller.owner, expires_at]), expires_at
 
     def read_token(self, token: str) -> Caller | None:
         """Return whose token this is, or None when it is not good or not any more."""
@@ -83,7 +83,7 @@ class Tickets:
 
     def sign(self, ticket: Ticket) -> str:
         """Return the ticket as text for a URL."""
-        return self._text(self._uploads, asdict(ticket))
+        return _dump(self._uploads, asdict(ticket))
 
     def read(self, text: str) -> tuple[Ticket, Caller] | None:
         """Return the ticket and its owner as a caller, or None when it is not good any more."""
@@ -94,11 +94,6 @@ class Tickets:
         caller = self._find_caller(ticket.owner)
         return (ticket, caller) if caller and self._clock() < ticket.expires_at else None
 
-    @staticmethod
-    def _text(serializer: URLSafeSerializer, payload: Any) -> str:
-        text = serializer.dumps(payload)
-        return text if isinstance(text, str) else text.decode("ascii")
-
 
 def _serializer(secret: bytes, salt: str) -> URLSafeSerializer:
     """Sign with HMAC-SHA-256; the salt keeps a token from passing as a ticket."""
@@ -107,6 +102,10 @@ def _serializer(secret: bytes, salt: str) -> URLSafeSerializer:
         salt=f"flux2-serve {salt}",
         signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
     )
+
+
+def _dump(serializer: URLSafeSerializer, payload: Any) -> str:
+    return str(serializer.dumps(payload))
 
 
 def _load(serializer: URLSafeSerializer, text: str) -> Any:
