@@ -12,10 +12,11 @@ from starlette.responses import Response
 
 from server.errors import FalError, RequestError
 from server.gateway import Gateway
-from server.routes import health, jwks, openapi, queue, requests, run, storage
+from server.routes import files, health, jwks, openapi, queue, requests, run
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
+from server.routes.uploads import UploadRoutes
 from server.settings import Settings
 
 EXPOSED_HEADERS = (
@@ -25,6 +26,7 @@ EXPOSED_HEADERS = (
     "x-fal-billable-units",
     "x-fal-request-timeout-type",
     "retry-after",
+    "etag",
 )
 """What a browser page may read of our answers: without it fal's client there sees an empty request
 id, and takes a time-out that its own caller asked for as one to try again after."""
@@ -65,16 +67,17 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     """Add all routes; the last one takes every path that is left."""
-    store, files, clock = gateway.store, gateway.files, gateway.clock
+    store, clock, metrics = gateway.store, gateway.clock, gateway.metrics
     admission, dispatcher, events = gateway.admission, gateway.dispatcher, gateway.events
     settings = gateway.settings
     limit = settings.body_limit_bytes
     for router in (
-        health.make_router(settings, store, dispatcher, gateway.metrics, clock, gateway.keys),
+        health.make_router(settings, store, dispatcher, metrics, clock, gateway.keys),
         openapi.make_router(),
         jwks.make_router(gateway.signer),
-        storage.make_router(store, files, gateway.metrics),
-        requests.RequestRoutes(store, files, clock).router,
+        files.make_router(store, gateway.files, metrics, clock),
+        UploadRoutes(gateway.uploads, gateway.tickets, settings.upload_limit_bytes).router,
+        requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         run.make_router(
             store,

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from server.durable import write_durable
 from server.errors import ConfigurationError
 from server.hosts import FAL_HOSTS
 from server.machine import machine_names, normalise_name
@@ -72,16 +73,16 @@ def ensure_certificates(
         ca = _load_ca(files.ca_path)
         if ca is None or now >= ca.not_valid_after_utc:
             authority = _make_ca(now)
-            _write(folder / "ca-key.pem", _key_pem(authority.key), 0o600)
-            _write(files.ca_path, _pem([authority.certificate]), 0o644)
+            write_durable(folder / "ca-key.pem", _key_pem(authority.key))
+            write_durable(files.ca_path, _pem([authority.certificate]), 0o644)
             ca = authority.certificate
         if not _is_current(files, ca, names, now):
             key = ec.generate_private_key(ec.SECP256R1())
             leaf = _make_leaf(_load_authority(folder, ca), key, names, now)
             # Key first: a crash between the two leaves a pair that does not match, which the
             # next start notices, as it does for the CA, whose certificate is missing then.
-            _write(files.key_path, _key_pem(key), 0o600)
-            _write(files.certificate_path, _pem([leaf, ca]), 0o644)
+            write_durable(files.key_path, _key_pem(key))
+            write_durable(files.certificate_path, _pem([leaf, ca]), 0o644)
     return files
 
 
@@ -232,7 +233,7 @@ def _remember(path: Path, names: Sequence[str]) -> list[str]:
     known = [normalise_name(name) for name in text.split()]  # a hand may have edited it
     all_names = list(dict.fromkeys([*known, *names]))
     if all_names != known:
-        _write(path, "".join(f"{name}\n" for name in all_names).encode(), 0o600)
+        write_durable(path, "".join(f"{name}\n" for name in all_names).encode())
     return all_names
 
 
@@ -249,21 +250,6 @@ def _locked(folder: Path) -> Iterator[None]:
             key.chmod(0o600)  # as they may not be after a restored backup
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Replace the file in one step; no moment has a key that others can read."""
-    spare = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        spare.chmod(mode)  # whatever the umask took away
-        spare.replace(path)
-    finally:
-        spare.unlink(missing_ok=True)
 
 
 def _pem(certificates: Iterable[x509.Certificate]) -> bytes:

@@ -1,12 +1,16 @@
-"""Small files that only one account may read, and that survive a power cut.
+"""Small files, most of them secret, that survive a power cut.
 
-That account is the server's. Where an administrator makes them as root, with a command beside
-the server, they are left to whom the folder above belongs, or the server could not read them.
+They belong to the account of the server. Where an administrator makes them as root, with a
+command beside the server, they are left to whom the folder above belongs: the server could not
+read them otherwise.
 """
 
 import os
 import secrets
 from pathlib import Path
+
+PRIVATE = 0o600
+"""Read and written by its owner alone."""
 
 
 def make_private_folder(folder: Path) -> None:
@@ -16,15 +20,19 @@ def make_private_folder(folder: Path) -> None:
     _hand_over(folder)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Replace the file in one step: a crash on the way leaves the old one, or none."""
+def write_durable(path: Path, content: bytes, mode: int = PRIVATE) -> None:
+    """Replace the file in one step: a crash on the way leaves the old one, or none.
+
+    At no moment can more accounts read it than `mode` says.
+    """
     spare = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        spare.chmod(mode)  # whatever the umask took away
         _hand_over(spare)
         spare.replace(path)
     finally:

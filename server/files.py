@@ -1,4 +1,4 @@
-"""Stored files: the images of answers, on local disk, under names nobody can guess.
+"""Stored files: the images of answers and uploads, on local disk, under names nobody can guess.
 
 A file is on disk, synced, before any row mentions it; what no row mentions is swept at start.
 """
@@ -7,10 +7,12 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 
 NAME_PATTERN = re.compile(r"[0-9a-f]{32}\.[a-z0-9]{1,8}")
 URL_PREFIX = "/files/"
+COPY_BYTES = 1024 * 1024
 
 
 class FileStore:
@@ -20,26 +22,26 @@ class FileStore:
         self._folder = folder
 
     def write(self, data: bytes, suffix: str) -> str:
-        """Store `data` durably and return its new name: 128 random bits and `.suffix`.
+        """Store `data` durably and return its `new_name`.
 
         Raises OSError when the disk refuses; nothing is left behind then.
         """
-        name = f"{secrets.token_hex(16)}.{suffix}"
-        path = self._path(name)
-        _make_folder(path.parent)
-        temporary = path.with_suffix(".part")
+        name = new_name(suffix)
+        draft = self.draft(name)
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-            _sync_folder(path.parent)
+            draft.write(data)
+            draft.keep()
         except OSError:
-            temporary.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            draft.discard()
             raise
         return name
+
+    def draft(self, name: str) -> "Draft":
+        """Begin a file that will have this name, one of `new_name`.
+
+        Raises OSError when the disk refuses.
+        """
+        return Draft(self._path(name))
 
     def find(self, name: str) -> Path | None:
         """Return where the file lies, or None when there is none or the name is not ours."""
@@ -64,6 +66,59 @@ class FileStore:
 
     def _path(self, name: str) -> Path:
         return self._folder / name[:2] / name
+
+
+class Draft:
+    """A file on its way in. Only `keep` makes a stored file of it; until then it has no name.
+
+    It lies beside its place, so that keeping it is a rename, and a crash leaves it to the sweep.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        _make_folder(path.parent)
+        self.temporary = path.with_name(f"{secrets.token_hex(16)}.part")
+        self._file = self.temporary.open("xb")
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Append. Raises OSError when the disk takes no more."""
+        self._file.write(data)
+        self.size_bytes += len(data)
+
+    def append(self, path: Path) -> None:
+        """Append the bytes of another file. Raises OSError as `write` does."""
+        with path.open("rb") as source:
+            shutil.copyfileobj(source, self._file, COPY_BYTES)
+        self.size_bytes += path.stat().st_size
+
+    def close(self) -> None:
+        """Have everything written, so that `temporary` can be read. Raises OSError."""
+        self._file.close()
+
+    def keep(self) -> None:
+        """Give the file its name, durably. Raises OSError; nothing has that name then."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        try:
+            self.temporary.rename(self._path)
+            _sync_folder(self._path.parent)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
+
+    def discard(self) -> None:
+        """Drop what was not kept; harmless afterwards. What the disk holds on to is swept later."""
+        with contextlib.suppress(OSError):  # it may still want to write, on a full disk
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self.temporary.unlink()
+
+
+def new_name(suffix: str) -> str:
+    """Return a name that nobody has and nobody can guess: 128 random bits and `.suffix`."""
+    return f"{secrets.token_hex(16)}.{suffix}"
 
 
 def _make_folder(folder: Path) -> None:

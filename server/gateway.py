@@ -29,7 +29,9 @@ from server.signing import Signer
 from server.store import Store
 from server.store.outbox import Outbox
 from server.targets import AllowList
+from server.tickets import Tickets
 from server.upkeep import recover, sweep
+from server.uploads import Uploads
 from server.webhooks import WebhookSender
 from server.worker import Parts
 
@@ -59,6 +61,8 @@ class Gateway:
         self.events = Events()
         self.metrics = Metrics(self.clock, self.store.backlog)
         self.signer = Signer(keys_folder)
+        self.tickets = Tickets(keys_folder, self.clock, self.keys.get)
+        self.uploads = Uploads(settings, self.store, self.files, self.clock)
         self._fetcher = make_fetcher(settings)
         self._decoder = Decoder(settings)
         self._inputs = InputPreparer(settings, self.files, self.store, self._fetcher, self._decoder)
@@ -91,15 +95,21 @@ class Gateway:
             await recover(self.store, self.files, self._inputs, self.clock)
             await self._decoder.start()
             await self._webhooks.start()
+            self.tickets.load()
             self.dispatcher.start(held=self.settings.start_mode == "hold")
-            sweeper = asyncio.create_task(
-                sweep(self.store, self.files, self.clock, self.settings.sweep_seconds),
-                name="sweeper",
-            )
+            every_seconds = self.settings.sweep_seconds
+            sweepers = [
+                asyncio.create_task(sweeping, name="sweeper")
+                for sweeping in (
+                    sweep(self.store, self.files, self.clock, every_seconds),
+                    self.uploads.keep_swept(every_seconds),
+                )
+            ]
             try:
                 yield
             finally:
-                sweeper.cancel()
+                for sweeper in sweepers:
+                    sweeper.cancel()
                 await self.drain(0)
                 await self._webhooks.stop(WEBHOOK_STOP_SECONDS)
                 await self._fetcher.close()

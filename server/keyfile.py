@@ -19,7 +19,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from server.durable import make_private_folder, write_private
+from server.durable import make_private_folder, write_durable
 from server.errors import ConfigurationError
 
 FILE_NAME = "api-keys.json"
@@ -153,7 +153,7 @@ class KeyFile:
             yield keys
             if tuple(keys) != before:
                 content = _Content(keys=tuple(keys)).model_dump_json(indent=2)
-                write_private(self.path, content.encode("utf-8") + b"\n")
+                write_durable(self.path, content.encode("utf-8") + b"\n")
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be written: {error}") from error
         finally:

@@ -17,7 +17,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from server.durable import make_private_folder, write_private
+from server.durable import make_private_folder, write_durable
 from server.errors import ConfigurationError
 
 KEY_NAME = "webhook-ed25519.pem"
@@ -93,7 +93,7 @@ def _make_key(folder: Path) -> Path:
         serialization.NoEncryption(),
     )
     path = folder / KEY_NAME
-    write_private(path, content)
+    write_durable(path, content)
     return path
 
 

@@ -103,6 +103,9 @@ SELECT name, owner, acl, content_type, size_bytes, expires_at FROM files WHERE n
 SELECT name, owner, acl, content_type, size_bytes, expires_at FROM files
 WHERE request_id = :request_id ORDER BY name;
 
+-- name: all_uploads
+SELECT owner, size_bytes FROM files WHERE request_id IS NULL;
+
 -- name: all_file_names
 SELECT name FROM files;
 
@@ -118,7 +121,8 @@ ORDER BY expires_at LIMIT :limit;
 DELETE FROM jobs WHERE request_id = :request_id;
 
 -- name: expired_files
-SELECT name FROM files WHERE expires_at <= :now ORDER BY expires_at LIMIT :limit;
+SELECT name, owner, size_bytes, request_id IS NULL AS is_upload FROM files
+WHERE expires_at <= :now ORDER BY expires_at LIMIT :limit;
 
 -- name: delete_file
 DELETE FROM files WHERE name = :name;

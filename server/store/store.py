@@ -14,6 +14,7 @@ from server.payloads import webhook_body
 from server.store.backlog import Backlog
 from server.store.database import Database, StoreUnavailableError, load_queries
 from server.store.rows import file_of, job_of, row_of
+from server.store.usage import Usage, disk_bytes
 
 Transition = Callable[[Job], Job]
 Change = tuple[Job, Job]
@@ -26,16 +27,21 @@ class Store(Database):
         super().__init__(data_dir)
         self._queries = load_queries("queries.sql")
         self.backlog = Backlog()
+        self.usage = Usage()
         self._checkpoint_due = False
 
     async def open(self) -> None:
-        """Open the database and count what waits in it. Raises as `Database.open` does."""
+        """Open the database and count what is in it. Raises as `Database.open` does."""
         await super().open()
 
         def read(connection: sqlite3.Connection) -> list[tuple[int, int, str, str]]:
             return [tuple(row) for row in connection.execute(self._queries["all_queued"])]
 
+        def read_uploads(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+            return [tuple(row) for row in connection.execute(self._queries["all_uploads"])]
+
         self.backlog.load(await self.read(read))
+        self.usage.load(await self.read(read_uploads))
 
     async def insert(self, job: Job, check: Callable[[], None] = lambda: None) -> Job:
         """Store a new job and its input; return it with its number and, as from now on, without.
@@ -158,6 +164,14 @@ class Store(Database):
 
         return await self.read(read)
 
+    async def insert_upload(self, file: StoredFile) -> None:
+        """Store the record of an upload, which is in `usage` already.
+
+        Raises `sqlite3.IntegrityError` when there is a file of that name.
+        """
+        row = {**asdict(file), "request_id": None}
+        await self.write(lambda connection: connection.execute(self._queries["insert_file"], row))
+
     async def all_file_names(self) -> set[str]:
         """Return the names of all files that some record keeps."""
         return set(await self._read_column("all_file_names", {}))
@@ -198,22 +212,22 @@ class Store(Database):
         In batches of `limit`, so that a long list never keeps a submit waiting.
         """
 
-        def write(connection: sqlite3.Connection) -> tuple[int, list[str]]:
+        def write(connection: sqlite3.Connection) -> tuple[int, list[sqlite3.Row]]:
             parameters = {"now": now, "limit": limit}
             expired = connection.execute(self._queries["expired_jobs"], parameters).fetchall()
             for row in expired:
                 connection.execute(self._queries["delete_job"], dict(row))
-            names = connection.execute(self._queries["expired_files"], parameters).fetchall()
-            for row in names:
-                connection.execute(self._queries["delete_file"], dict(row))
-            return len(expired), [row["name"] for row in names]
+            files = connection.execute(self._queries["expired_files"], parameters).fetchall()
+            for row in files:
+                connection.execute(self._queries["delete_file"], {"name": row["name"]})
+            return len(expired), files
 
         names: list[str] = []
         more = True
         try:
             while more:
-                erased, batch = await self.write(write)
-                names += batch
+                erased, batch = await self.write(write, self._follow_erased)
+                names += [row["name"] for row in batch]
                 self._checkpoint_due |= erased > 0
                 more = max(erased, len(batch)) == limit
             await self._cut_off_log()
@@ -271,3 +285,8 @@ class Store(Database):
     def _follow(self, changes: list[Change]) -> None:
         for old, new in changes:
             self.backlog.follow(old, new)
+
+    def _follow_erased(self, erased: tuple[int, list[sqlite3.Row]]) -> None:
+        for row in erased[1]:
+            if row["is_upload"]:
+                self.usage.remove(row["owner"], disk_bytes(row["size_bytes"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.durable import make_private_folder, write_private
+from server.durable import make_private_folder, write_durable
 
 
 def test_nobody_else_may_read(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_nobody_else_may_read(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         make_private_folder(folder)
-        write_private(folder / "key", b"secret")
+        write_durable(folder / "key", b"secret")
     finally:
         os.umask(before)
     assert (folder / "key").read_bytes() == b"secret"
@@ -27,14 +27,14 @@ def test_nobody_else_may_read(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that refuses the sync costs nothing but the change, and nothing is left behind."""
     path = tmp_path / "key"
-    write_private(path, b"old")
+    write_durable(path, b"old")
 
     def refuse(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OSError, match="No space"):
-        write_private(path, b"new")
+        write_durable(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -52,7 +52,7 @@ def test_root_leaves_them_to_the_folder_s_owner(
     monkeypatch.setattr(os, "geteuid", lambda: 0 if is_root else 1000)
     monkeypatch.setattr(os, "chown", note)
     make_private_folder(tmp_path / "keys")
-    write_private(tmp_path / "keys" / "key", b"secret")
+    write_durable(tmp_path / "keys" / "key", b"secret")
     above = tmp_path.stat()
     expected = [("keys", above.st_uid, above.st_gid), ("key", above.st_uid, above.st_gid)]
     assert given == (expected if is_root else [])

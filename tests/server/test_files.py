@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.files import FileStore
+from server.files import FileStore, new_name
 
 
 @pytest.fixture
@@ -114,3 +114,36 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(OSError, match="No space left"):
         files.write(b"x", "png")
     assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+
+
+def test_a_draft_has_no_name_until_it_is_kept(files: FileStore, tmp_path: Path) -> None:
+    """What is written piece by piece, or taken from another file, appears whole."""
+    name = new_name("png")
+    piece = tmp_path / "piece"
+    piece.write_bytes(b"three")
+    draft = files.draft(name)
+    draft.write(b"one,")
+    draft.write(b"two,")
+    draft.append(piece)
+    assert files.find(name) is None
+    draft.keep()
+    draft.discard()
+    path = files.find(name)
+    assert path is not None
+    assert path.read_bytes() == b"one,two,three"
+    assert draft.size_bytes == len(b"one,two,three")
+    assert not draft.temporary.exists()
+
+
+def test_a_discarded_draft_leaves_nothing(files: FileStore, tmp_path: Path) -> None:
+    """Neither one that was written to, nor one that was closed, nor one left to the sweep."""
+    written, closed, left = (files.draft(new_name("png")) for _ in range(3))
+    written.write(b"x")
+    closed.write(b"xy")
+    closed.close()
+    assert closed.temporary.read_bytes() == b"xy"
+    written.discard()
+    closed.discard()
+    left.close()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [left.temporary]
+    assert files.sweep(set()) == 1

@@ -147,6 +147,29 @@ async def test_expired_jobs_are_erased_with_their_files(store: Store, tmp_path: 
     assert b"very secret prompt" not in on_disk
 
 
+async def test_uploads_are_counted_until_they_are_erased(store: Store, tmp_path: Path) -> None:
+    """Their record comes back, their usage over a restart too, and files of jobs cost nothing."""
+    acl = '{"default":"forbid","rules":[]}'
+    upload = replace(FILE, name="d" * 32 + ".bin", owner="ann", acl=acl, size_bytes=5000)
+    kept = replace(upload, name="e" * 32 + ".bin", expires_at=None)
+    for file in (upload, kept):
+        await store.insert_upload(file)
+        assert await store.get_file(file.name) == file
+    with pytest.raises(sqlite3.IntegrityError):
+        await store.insert_upload(upload)
+    await store.insert(make_job("one"))
+    await store.change("one", lambda job: jobs.complete(job, OUTCOME, 3.0))
+    await store.close()
+    again = Store(tmp_path)
+    await again.open()
+    assert (again.usage.of("ann"), again.usage.total) == (4 * 4096, 4 * 4096)
+    assert set(await again.erase_expired(160.0)) == {FILE.name, upload.name}
+    assert again.usage.total == 2 * 4096
+    assert await again.get_file(upload.name) is None
+    assert await again.get_file(kept.name) == kept
+    await again.close()
+
+
 async def test_the_log_is_synced_at_every_commit(store: Store, tmp_path: Path) -> None:
     """WAL with FULL sync is what an accepted request's promise rests on."""
     assert store is not None
@@ -170,6 +193,7 @@ async def test_claim_uses_the_index(store: Store, tmp_path: Path) -> None:
         "missed_starts",
         "expired_jobs",
         "expired_files",
+        "all_uploads",
     ):
         parameters = {"now": 1.0, "limit": 1, "prepared": "[]", "needs": 1}
         rows = other.execute("EXPLAIN QUERY PLAN " + store._queries[name], parameters).fetchall()

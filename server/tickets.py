@@ -1,0 +1,126 @@
+"""Signed permissions for uploads: fal's CDN tokens, and the ticket in an upload URL.
+
+Nothing is stored for them. What stands in a ticket is the server's own word, kept by its sender;
+a ticket is used up when there is a file of its name.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from itsdangerous import BadData, URLSafeSerializer
+
+from server.clock import Clock
+from server.durable import make_private_folder, write_durable
+from server.errors import ConfigurationError
+from server.keys import Caller
+
+KEY_NAME = "upload-tickets.key"
+KEY_BYTES = 32
+TOKEN_SECONDS = 3600.0
+"""How long a CDN token is good; the Python client keeps one and asks for another after that."""
+
+MAX_TICKET_CHARACTERS = 4096
+"""Tickets travel in URLs: only a very long access list makes them longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """The permission to store one file under a name that is ours.
+
+    `expires_at` is the ticket's own end, which is never behind the file's. `seconds` is how long
+    the file is kept (infinity: for good), `acl` who may read it (see `StoredFile`).
+    """
+
+    name: str
+    owner: str
+    in_parts: bool
+    seconds: float
+    acl: str | None
+    expires_at: float
+
+
+class Tickets:
+    """Signs and reads them with one secret of a folder; `load` comes first.
+
+    `find_caller` tells who an owner is now: nothing signed for a revoked key is good any more.
+    """
+
+    def __init__(
+        self, folder: Path, clock: Clock, find_caller: Callable[[str], Caller | None]
+    ) -> None:
+        self._path = folder / KEY_NAME
+        self._clock = clock
+        self._find_caller = find_caller
+        self._tokens = _serializer(b"", "token")
+        self._uploads = _serializer(b"", "upload")
+
+    def load(self) -> None:
+        """Read the secret, or make it.
+
+        Raises `ConfigurationError` when there is a file and it is not one of ours.
+        """
+        make_private_folder(self._path.parent)
+        secret = _read_secret(self._path)
+        self._tokens = _serializer(secret, "token")
+        self._uploads = _serializer(secret, "upload")
+
+    def issue_token(self, caller: Caller) -> tuple[str, float]:
+        """Return a CDN token for the caller, and when it expires."""
+        expires_at = self._clock() + TOKEN_SECONDS
+        return _dump(self._tokens, [caller.owner, expires_at]), expires_at
+
+    def read_token(self, token: str) -> Caller | None:
+        """Return whose token this is, or None when it is not good or not any more."""
+        payload = _load(self._tokens, token)
+        if payload is None:
+            return None
+        owner, expires_at = payload
+        return self._find_caller(owner) if self._clock() < expires_at else None
+
+    def sign(self, ticket: Ticket) -> str:
+        """Return the ticket as text for a URL."""
+        return _dump(self._uploads, asdict(ticket))
+
+    def read(self, text: str) -> tuple[Ticket, Caller] | None:
+        """Return the ticket and its owner as a caller, or None when it is not good any more."""
+        payload = _load(self._uploads, text)
+        if payload is None:
+            return None
+        ticket = Ticket(**payload)
+        caller = self._find_caller(ticket.owner)
+        return (ticket, caller) if caller and self._clock() < ticket.expires_at else None
+
+
+def _serializer(secret: bytes, salt: str) -> URLSafeSerializer:
+    """Sign with HMAC-SHA-256; the salt keeps a token from passing as a ticket."""
+    return URLSafeSerializer(
+        secret,
+        salt=f"flux2-serve {salt}",
+        signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+    )
+
+
+def _dump(serializer: URLSafeSerializer, payload: Any) -> str:
+    return str(serializer.dumps(payload))
+
+
+def _load(serializer: URLSafeSerializer, text: str) -> Any:
+    try:
+        return serializer.loads(text)
+    except BadData:
+        return None
+
+
+def _read_secret(path: Path) -> bytes:
+    """Return the secret in the file; a crash while it is made leaves none."""
+    if not path.exists():
+        write_durable(path, secrets.token_bytes(KEY_BYTES))
+    path.chmod(0o600)  # as it may not be after a restored backup
+    secret = path.read_bytes()
+    if len(secret) != KEY_BYTES:
+        raise ConfigurationError(f"{path} is not a secret of ours; delete it to have a new one")
+    return secret
