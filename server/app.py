@@ -22,10 +22,12 @@ from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import Job
 from server.metrics import Metrics
+from server.names import OwnNames
 from server.routes import health, jwks, openapi, queue, run, storage
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
+from server.routes.origins import AllowedOrigins, HostMiddleware, OriginMiddleware
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
 from server.settings import ENV_PREFIX, Settings
@@ -156,7 +158,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Last added is outermost. CORS is outside whatever refuses, so that a browser can read it."""
+    """Last added is outermost. CORS is outside what refuses, so that a page can read why.
+
+    Only a page that may not call, or calls by a name that is not ours, shall read nothing.
+    """
     key = settings.api_key.get_secret_value() if settings.api_key else None
     app.add_middleware(AuthMiddleware, api_key=key)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
@@ -165,8 +170,15 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         allow_origin_regex=".*",
         allow_methods=["*"],
         allow_headers=["*"],
+        allow_private_network=True,
         expose_headers=EXPOSED_HEADERS,
     )
+    app.add_middleware(
+        OriginMiddleware,
+        allowed=AllowedOrigins.parse(settings.origins),
+        has_keys=lambda: key is not None,
+    )
+    app.add_middleware(HostMiddleware, names=OwnNames.of(settings))
     app.add_middleware(RequestIdMiddleware)
 
 
@@ -203,6 +215,11 @@ def check_settings(settings: Settings) -> None:
             f"safety is {settings.safety!r}, but this version has no safety checker yet, and "
             "will not report has_nsfw_concepts for images that nobody looked at. "
             "Set FLUX2_SAFETY=off to serve unchecked images on your own responsibility."
+        )
+    if settings.connect_port is not None and settings.tls_port is None:
+        raise ConfigurationError(
+            "FLUX2_CONNECT_PORT leads clients to the HTTPS port, but FLUX2_TLS_PORT is none: give "
+            "the server an HTTPS port too, or leave the proxy off"
         )
     if settings.model is None:
         raise ConfigurationError(

@@ -10,15 +10,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from server.app import create_app
-from server.certs import TlsFiles, ensure_certificates, machine_names
+from server.certs import TlsFiles, ensure_certificates
 from server.client_env import client_env
 from server.errors import ConfigurationError
 from server.listen import serve as serve_app
+from server.machine import machine_names
+from server.names import WILDCARD_HOSTS, configured_names, tls_folder
 from server.settings import Settings, load_settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
 from server.telemetry import configure_logging
-
-WILDCARD_HOSTS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 
 app = typer.Typer(
     help="FLUX.2 on your own GPU box behind fal.ai's API.",
@@ -117,11 +117,8 @@ def _load(**flags: Any) -> Settings:
 
 
 def _certificates(settings: Settings, *further_names: str) -> TlsFiles:
-    """Make or renew the certificates, also in the name that the server listens on."""
-    names = [*settings.tls_names, *further_names]
-    if settings.host not in WILDCARD_HOSTS:
-        names.append(settings.host)
-    return ensure_certificates(settings.data_dir / "tls", names)
+    """Make or renew the certificates, also in the names that the settings have."""
+    return ensure_certificates(tls_folder(settings), [*configured_names(settings), *further_names])
 
 
 def _default_client_host(settings: Settings) -> str:
