@@ -6,15 +6,16 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import urlsplit
 
 import typer
 
 from server.app import create_app
 from server.certs import TlsFiles, ensure_certificates
-from server.client_env import client_env
+from server.client_env import Box, Mode, client_env
 from server.errors import ConfigurationError
 from server.listen import serve as serve_app
-from server.machine import machine_names
+from server.machine import is_address, machine_names
 from server.names import WILDCARD_HOSTS, configured_names, tls_folder
 from server.settings import Settings, load_settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
@@ -90,6 +91,10 @@ def certs(
 
 @app.command("client-env")
 def print_client_env(
+    mode: Annotated[
+        Mode,
+        typer.Option(help="By the client's own settings, by a proxy, or by a hosts file."),
+    ] = Mode.ENV,
     data_dir: DataDirOption = None,
     host: Annotated[str | None, typer.Option(help="The name clients reach this box by.")] = None,
     port: PortOption = None,
@@ -98,10 +103,19 @@ def print_client_env(
 ) -> None:
     """Print the lines to paste so that fal's clients talk to this server."""
     settings = _load(data_dir=data_dir, port=port, tls_port=tls_port, config=config)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    ca_path = (settings.data_dir / "tls" / "ca.pem").resolve()
-    known_as = host or _default_client_host(settings)
-    typer.echo(client_env(known_as, settings.port, settings.tls_port, ca_path, key))
+    box = Box(
+        host=host or _default_client_host(settings, mode),
+        port=settings.port,
+        tls_port=settings.tls_port,
+        connect_port=settings.connect_port,
+        ca_path=(tls_folder(settings) / "ca.pem").resolve(),
+        key=settings.api_key.get_secret_value() if settings.api_key else None,
+        public_host=urlsplit(settings.public_url or "").hostname,
+    )
+    try:
+        typer.echo(client_env(box, mode))
+    except ConfigurationError as error:
+        _fail(str(error))
 
 
 def main() -> None:
@@ -121,13 +135,17 @@ def _certificates(settings: Settings, *further_names: str) -> TlsFiles:
     return ensure_certificates(tls_folder(settings), [*configured_names(settings), *further_names])
 
 
-def _default_client_host(settings: Settings) -> str:
-    """Name this box as others see it when it listens to others, else as localhost."""
+def _default_client_host(settings: Settings, mode: Mode) -> str:
+    """Name this box as others see it when it listens to others, else as localhost.
+
+    A hosts file needs an address; the machine's own names come before its addresses.
+    """
     if settings.host in ("127.0.0.1", "::1", "localhost"):
-        return "localhost"
-    if settings.host in WILDCARD_HOSTS:
-        return machine_names()[0]
-    return settings.host
+        return settings.host if mode is Mode.HOSTS else "localhost"
+    if settings.host not in WILDCARD_HOSTS:
+        return settings.host
+    names = machine_names()
+    return next(filter(is_address, names)) if mode is Mode.HOSTS else names[0]
 
 
 def _print_start(tls: TlsFiles | None) -> None:
