@@ -105,7 +105,7 @@ def mapped(
     programs = {
         "client": python("through_kit.py", ENDPOINT, SMALL_INPUTS[ENDPOINT], FOREIGN),
         "seed": [sys.executable, "-P", "-c", SEED_EXAMPLE],
-        "uploads": python("uploads.py", picture, folder),
+        "uploads": python("upload_and_edit.py", picture, folder),
         "node": ["node", str(JS / "mapped.mjs"), ENDPOINT, json.dumps(SMALL_INPUTS[ENDPOINT])],
     }
     if not (JS / "node_modules" / "@fal-ai" / "client").is_dir() or not shutil.which("node"):
@@ -169,7 +169,7 @@ def test_python_client_through_the_proxy(server: RunningServer) -> None:
 @needs_storage
 def test_uploads_through_the_proxy(server: RunningServer, picture: Path, tmp_path: Path) -> None:
     """All of the client's uploads end as the reference image of an edit."""
-    check_uploads(run_by_proxy(server, python("uploads.py", picture, tmp_path)))
+    check_uploads(run_by_proxy(server, python("upload_and_edit.py", picture, tmp_path)))
 
 
 def test_python_client_with_mapped_names(mapped: dict[str, Any]) -> None:
