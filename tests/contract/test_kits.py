@@ -28,7 +28,8 @@ COMMAND = Path(sys.executable).parent / "flux2-serve"
 WAYS = (["unshare", "--mount", "--net"], ["unshare", "--map-root-user", "--mount", "--net"])
 
 needs_fetcher = pytest.mark.skipif(
-    find_spec("server.fetch") is None, reason="this server does not fetch image URLs yet"
+    not (find_spec("server.fetch") and find_spec("server.prefetch")),
+    reason="this server does not fetch image URLs yet",
 )
 needs_storage = pytest.mark.skipif(
     find_spec("server.tickets") is None, reason="this server takes no uploads yet"
