@@ -12,10 +12,12 @@ from starlette.responses import Response
 
 from server.errors import FalError, RequestError
 from server.gateway import Gateway
+from server.names import OwnNames
 from server.routes import files, health, jwks, openapi, queue, requests, run
 from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
 from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
+from server.routes.origins import AllowedOrigins, HostMiddleware, OriginMiddleware
 from server.routes.uploads import UploadRoutes
 from server.settings import Settings
 
@@ -92,16 +94,27 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
-    """Last added is outermost. CORS is outside whatever refuses, so that a browser can read it."""
-    app.add_middleware(AuthMiddleware, gate=Gate(gateway.keys, gateway.clock))
-    app.add_middleware(DoorMiddleware, public_url=gateway.settings.public_url)
+    """Last added is outermost. CORS is outside what refuses, so that a page can read why.
+
+    Only a page that may not call, or calls by a name that is not ours, shall read nothing.
+    """
+    settings, keys = gateway.settings, gateway.keys
+    app.add_middleware(AuthMiddleware, gate=Gate(keys, gateway.clock))
+    app.add_middleware(DoorMiddleware, public_url=settings.public_url)
     app.add_middleware(
         CORSMiddleware,
         allow_origin_regex=".*",
         allow_methods=["*"],
         allow_headers=["*"],
+        allow_private_network=True,
         expose_headers=EXPOSED_HEADERS,
     )
+    app.add_middleware(
+        OriginMiddleware,
+        allowed=AllowedOrigins.parse(settings.origins),
+        has_keys=lambda: keys.has_keys,
+    )
+    app.add_middleware(HostMiddleware, names=OwnNames.of(settings))
     app.add_middleware(RequestIdMiddleware)
 
 

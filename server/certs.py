@@ -23,10 +23,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.durable import write_durable
 from server.errors import ConfigurationError
-from server.hosts import FAL_HOSTS
-from server.machine import machine_names, normalise_name
-
-__all__ = ["TlsFiles", "ensure_certificates", "machine_names"]
+from server.machine import normalise_name
+from server.names import EXTRA_NAMES, remembered_names, server_names
 
 BACKDATE = timedelta(days=1)
 """How far before now a certificate begins, for clients whose clock is slow."""
@@ -68,8 +66,8 @@ def ensure_certificates(
     extra = [normalise_name(name) for name in extra_names]
     files = TlsFiles(folder / "ca.pem", folder / "server.pem", folder / "server-key.pem")
     with _locked(folder):
-        remembered = _remember(folder / "extra-names.txt", extra)
-        names = _subject_names([*machine_names(), *FAL_HOSTS, *remembered])
+        _remember(folder, extra)
+        names = _subject_names(server_names(folder))
         ca = _load_ca(files.ca_path)
         if ca is None or now >= ca.not_valid_after_utc:
             authority = _make_ca(now)
@@ -224,17 +222,15 @@ def _load_authority(folder: Path, ca: x509.Certificate) -> _Authority:
     return _Authority(ca, key)
 
 
-def _remember(path: Path, names: Sequence[str]) -> list[str]:
-    """Add `names` to those in the file, one on a line, and return all of them.
+def _remember(folder: Path, names: Sequence[str]) -> None:
+    """Add `names` to those in the folder's file.
 
     Without this, the renewal at some later start would forget what the operator asked for once.
     """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    known = [normalise_name(name) for name in text.split()]  # a hand may have edited it
+    known = remembered_names(folder)
     all_names = list(dict.fromkeys([*known, *names]))
     if all_names != known:
-        write_durable(path, "".join(f"{name}\n" for name in all_names).encode())
-    return all_names
+        write_durable(folder / EXTRA_NAMES, "".join(f"{name}\n" for name in all_names).encode())
 
 
 @contextlib.contextmanager

@@ -8,23 +8,24 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import urlsplit
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from server.app import create_app
-from server.certs import TlsFiles, ensure_certificates, machine_names
-from server.client_env import client_env
+from server.certs import TlsFiles, ensure_certificates
+from server.client_env import Box, Mode, client_env
 from server.errors import ConfigurationError
 from server.gateway import KEYS_FOLDER
 from server.keyfile import KeyFile, KeyLimits, StoredKey
 from server.listen import serve as serve_app
+from server.machine import is_address, machine_names
 from server.memory import give_large_blocks_back
+from server.names import WILDCARD_HOSTS, configured_names, tls_folder
 from server.settings import Settings, load_settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
 from server.telemetry import configure_logging
-
-WILDCARD_HOSTS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 
 app = typer.Typer(
     help="FLUX.2 on your own GPU box behind fal.ai's API.",
@@ -103,6 +104,10 @@ def certs(
 
 @app.command("client-env")
 def print_client_env(
+    mode: Annotated[
+        Mode,
+        typer.Option(help="By the client's own settings, by a proxy, or by a hosts file."),
+    ] = Mode.ENV,
     data_dir: DataDirOption = None,
     host: Annotated[str | None, typer.Option(help="The name clients reach this box by.")] = None,
     port: PortOption = None,
@@ -111,10 +116,19 @@ def print_client_env(
 ) -> None:
     """Print the lines to paste so that fal's clients talk to this server."""
     settings = _load(data_dir=data_dir, port=port, tls_port=tls_port, config=config)
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    ca_path = (settings.data_dir / "tls" / "ca.pem").resolve()
-    known_as = host or _default_client_host(settings)
-    typer.echo(client_env(known_as, settings.port, settings.tls_port, ca_path, key))
+    box = Box(
+        host=host or _default_client_host(settings, mode),
+        port=settings.port,
+        tls_port=settings.tls_port,
+        connect_port=settings.connect_port,
+        ca_path=(tls_folder(settings) / "ca.pem").resolve(),
+        key=_key_to_show(settings),
+        public_host=urlsplit(settings.public_url or "").hostname,
+    )
+    try:
+        typer.echo(client_env(box, mode))
+    except ConfigurationError as error:
+        _fail(str(error))
 
 
 @keys_app.command("create")
@@ -195,6 +209,16 @@ def _load(**flags: Any) -> Settings:
         _fail(str(error))
 
 
+def _key_to_show(settings: Settings) -> str | None:
+    """Return the key for a recipe; those of the key file are known to their holders alone."""
+    if settings.api_key:
+        return settings.api_key.get_secret_value()
+    try:
+        return "ID:SECRET" if KeyFile(settings.data_dir / KEYS_FOLDER).read() else None
+    except ConfigurationError as error:
+        _fail(str(error))
+
+
 def _key_file(data_dir: Path | None, config: Path | None) -> KeyFile:
     return KeyFile(_load(data_dir=data_dir, config=config).data_dir / KEYS_FOLDER)
 
@@ -224,20 +248,21 @@ def _read_size(text: str) -> int:
 
 
 def _certificates(settings: Settings, *further_names: str) -> TlsFiles:
-    """Make or renew the certificates, also in the name that the server listens on."""
-    names = [*settings.tls_names, *further_names]
-    if settings.host not in WILDCARD_HOSTS:
-        names.append(settings.host)
-    return ensure_certificates(settings.data_dir / "tls", names)
+    """Make or renew the certificates, also in the names that the settings have."""
+    return ensure_certificates(tls_folder(settings), [*configured_names(settings), *further_names])
 
 
-def _default_client_host(settings: Settings) -> str:
-    """Name this box as others see it when it listens to others, else as localhost."""
+def _default_client_host(settings: Settings, mode: Mode) -> str:
+    """Name this box as others see it when it listens to others, else as localhost.
+
+    A hosts file needs an address; the machine's own names come before its addresses.
+    """
     if settings.host in ("127.0.0.1", "::1", "localhost"):
-        return "localhost"
-    if settings.host in WILDCARD_HOSTS:
-        return machine_names()[0]
-    return settings.host
+        return settings.host if mode is Mode.HOSTS else "localhost"
+    if settings.host not in WILDCARD_HOSTS:
+        return settings.host
+    names = machine_names()
+    return next(filter(is_address, names)) if mode is Mode.HOSTS else names[0]
 
 
 def _print_start(tls: TlsFiles | None) -> None:

@@ -197,6 +197,11 @@ def check_settings(settings: Settings) -> None:
             "will not report has_nsfw_concepts for images that nobody looked at. "
             "Set FLUX2_SAFETY=off to serve unchecked images on your own responsibility."
         )
+    if settings.connect_port is not None and settings.tls_port is None:
+        raise ConfigurationError(
+            "FLUX2_CONNECT_PORT leads clients to the HTTPS port, but FLUX2_TLS_PORT is none: give "
+            "the server an HTTPS port too, or leave the proxy off"
+        )
     if settings.model is None:
         raise ConfigurationError(
             "no model: set FLUX2_MODEL or --model to a FLUX.2 folder in the diffusers layout, "

@@ -1,5 +1,6 @@
 """fal's own host names, which clients have built in, and what each of them is for."""
 
+import re
 from enum import StrEnum
 
 
@@ -33,6 +34,17 @@ QUEUE_HOST = "queue.fal.run"
 
 QUEUE_HOST_PREFIX = "queue."
 """fal_client builds this name itself when it is given `FAL_RUN_HOST` alone."""
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]\\]+)(:[0-9]{0,5})?", re.IGNORECASE)
+
+
+def split_port(host: str) -> tuple[str, str] | None:
+    """Split a `Host` header into its name, in lower case and without its last dot, and `:port`.
+
+    The port is empty where none is given; None stands for what is no host.
+    """
+    match = _HOST.fullmatch(host)
+    return (match[1].lower().removesuffix("."), match[2] or "") if match else None
 
 
 def role_of(host: str) -> Role:

@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.certs import TlsFiles
+from server.connect import lead_to_us
 from server.errors import ConfigurationError
 from server.settings import Settings
 
@@ -29,6 +30,18 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None]:
         """Capture nothing."""
         yield
+
+    def make_protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
+        """Make what speaks HTTP on one new connection."""
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state={}, _loop=loop)
+
+    async def take_over(self, connection: socket.socket) -> None:
+        """Serve a connection that came in elsewhere. Raises `OSError` when TLS does not begin."""
+        loop = asyncio.get_running_loop()
+        await loop.connect_accepted_socket(
+            lambda: self.make_protocol(loop), connection, ssl=self.config.ssl
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close idle connections at once, then wait for the busy ones as uvicorn does.
@@ -67,28 +80,34 @@ async def serve(app: FastAPI, settings: Settings, make_tls: Callable[[], TlsFile
     with contextlib.ExitStack() as sockets:
         doors = [(_make_server(app, None), _bind(settings.host, settings.port), "http")]
         sockets.enter_context(doors[0][1])
-        renewing = None
+        keepers, proxy = [], None
         if make_tls:
             bound = sockets.enter_context(_bind(settings.host, settings.tls_port or 0))
             secure = _make_server(app, make_tls())
             doors.append((secure, bound, "https"))
-            renewing = asyncio.create_task(keep_certificate(secure.config, make_tls))
+            keepers.append(asyncio.create_task(keep_certificate(secure.config, make_tls)))
+            if settings.connect_port is not None:
+                proxy = sockets.enter_context(_bind(settings.host, settings.connect_port))
         # The lifespan is ours to run: it spans both servers, and outlives their last answer.
         async with app.router.lifespan_context(app):
             running = []
             for server, bound, scheme in doors:
                 running.append(asyncio.create_task(server.serve(sockets=[bound])))
                 print(f"listening on {_url(scheme, bound)}", flush=True)  # noqa: T201
+            if proxy:
+                leading = lead_to_us(proxy, secure.take_over, settings.header_seconds)
+                keepers.append(asyncio.create_task(leading))
+                print(f"listening on {_url('connect', proxy)}", flush=True)  # noqa: T201
             _spare_the_collector()
             await _first_of(stop.wait(), *running)
             log.info("stopping")
             await _first_of(app.state.drain(settings.drain_seconds), hurry.wait())
             await app.state.drain(0)
+            for keeper in keepers:
+                keeper.cancel()
             for server, _, _ in doors:
                 server.should_exit = True
             await asyncio.gather(*running)
-        if renewing:
-            renewing.cancel()
 
 
 def _spare_the_collector() -> None:
@@ -134,6 +153,7 @@ def _make_server(app: FastAPI, tls: TlsFiles | None) -> _Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=CLOSE_SECONDS,
             ssl_certfile=tls.certificate_path if tls else None,
             ssl_keyfile=tls.key_path if tls else None,

@@ -63,6 +63,15 @@ def normalise_name(text: str) -> str:
     return name
 
 
+def is_address(name: str) -> bool:
+    """Say whether a normalised name is an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _names_in_hosts(hosts: str, host: str) -> list[str]:
     """Return all names on the lines of a hosts file that name this machine."""
     lines = [line.partition("#")[0].split()[1:] for line in hosts.splitlines()]

@@ -125,5 +125,5 @@ def start_server(demo_model: Path) -> Iterator[StartServer]:
 
 @pytest.fixture(scope="session")
 def server(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) -> RunningServer:
-    """Return a running server on the tiny checkpoint, shared by all tests of the session."""
-    return start_server(tmp_path_factory.mktemp("data"))
+    """Return a server on the tiny checkpoint, with its proxy on, shared by the whole session."""
+    return start_server(tmp_path_factory.mktemp("data"), FLUX2_CONNECT_PORT="0")

@@ -9,7 +9,7 @@ and the file hosts, and everything behind this middleware knows only that.
 import re
 import uuid
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import RequestError
-from server.hosts import FAL_HOSTS, FILES_HOST, QUEUE_HOST, Role, role_of
+from server.hosts import FAL_HOSTS, FILES_HOST, QUEUE_HOST, Role, role_of, split_port
 from server.routes.answers import error_response
 
 log = structlog.get_logger(__name__)
@@ -28,16 +28,9 @@ REQUEST_ID_HEADER = "x-fal-request-id"
 QUEUE_PREFIX = "/queue"
 RUN_PREFIX = "/run"
 REST_PREFIX = "/rest"
-COMMON_PREFIXES = (
-    QUEUE_PREFIX + "/",
-    REST_PREFIX + "/",
-    "/files/",
-    "/uploads/",
-    "/api/",
-    "/health",
-    "/.well-known/",
-)
-"""What means the same on every host: prefixes, files, documents, probes."""
+PLAIN_PREFIXES = ("/files/", "/uploads/", "/api/", "/health/", "/.well-known/")
+PLAIN_PATHS = ("/health", "/openapi.json")
+"""What means the same on every host: files, documents, probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +90,27 @@ class DoorMiddleware:
 
     def _enter(self, scope: Scope) -> Scope:
         headers = Headers(scope=scope)
-        host = headers.get("host") or "localhost"
+        host = headers.get("host") or _local_host(scope)
         path, query = scope["path"], scope["query_string"]
-        role = host_role = role_of(_split_port(host)[0])
+        name, port = split_port(host) or (host, "")
+        role = role_of(name)
+        door = self._door(scope["scheme"], host, name, port)
         if TARGET_HEADER in headers or path.rstrip("/") == PROXY_PATH:
             path, query, role = _read_target(headers.get(TARGET_HEADER))
-        path = "/" + re.sub(r"/{2,}", "/", path).strip("/")
-        if path == RUN_PREFIX or path.startswith(RUN_PREFIX + "/"):
-            path = path.removeprefix(RUN_PREFIX) or "/"
-        elif role in (Role.QUEUE, Role.REST) and not path.startswith(COMMON_PREFIXES):
-            path = f"/{role}{path}"
-        door = self._door(scope["scheme"], host, host_role)
+        path = _canonical_path("/" + re.sub(r"/{2,}", "/", path).strip("/"), role)
         state = {**scope.get("state", {}), "door": door}
         raw_path = path.encode("utf-8")
         return {**scope, "path": path, "raw_path": raw_path, "query_string": query, "state": state}
 
-    def _door(self, scheme: str, host: str, role: Role) -> Door:
+    def _door(self, scheme: str, host: str, name: str, port: str) -> Door:
         """Note where answers point to: back to where the caller came from, in fal's own names."""
         if self._public_url:
             return Door(self._public_url, self._public_url + QUEUE_PREFIX)
-        name, port = _split_port(host)
         origin = f"{scheme}://{host}"
         if name in FAL_HOSTS:
             return Door(f"{scheme}://{FILES_HOST}{port}", f"{scheme}://{QUEUE_HOST}{port}")
-        return Door(origin, origin if role is Role.QUEUE else origin + QUEUE_PREFIX)
+        is_queue = role_of(name) is Role.QUEUE
+        return Door(origin, origin if is_queue else origin + QUEUE_PREFIX)
 
 
 def door_of(request: Request) -> Door:
@@ -131,12 +121,28 @@ def door_of(request: Request) -> Door:
     return door
 
 
-def _split_port(host: str) -> tuple[str, str]:
-    """Split a `Host` header into its name, in lower case, and `:port` or nothing."""
-    name, colon, port = host.lower().rpartition(":")
-    if not colon or port.endswith("]"):  # no port, or the last colon of an IPv6 address
-        return host.lower().removesuffix("."), ""
-    return name.removesuffix("."), f":{port}"
+def _canonical_path(path: str, role: Role) -> str:
+    """Put what a host stands for in front of a path, unless the path says it already.
+
+    Raises `RequestError` 404 for anything but files on a host that serves files: nothing is made
+    there, and fal's names for it are the ones that browsers meet.
+    """
+    if path in PLAIN_PATHS or path.startswith(PLAIN_PREFIXES):
+        return path
+    if role is Role.FILES:
+        raise RequestError(404, "Not Found")
+    if path == RUN_PREFIX or path.startswith(RUN_PREFIX + "/"):
+        return path.removeprefix(RUN_PREFIX) or "/"
+    if role is Role.RUN or path.startswith((QUEUE_PREFIX + "/", REST_PREFIX + "/")):
+        return path
+    return f"/{role}{path}"
+
+
+def _local_host(scope: Scope) -> str:
+    """Return where a request without a Host, of HTTP/1.0, arrived."""
+    address, port = scope.get("server") or ("localhost", None)
+    name = f"[{address}]" if ":" in address else address
+    return f"{name}:{port}" if port else name
 
 
 def _read_target(target: str | None) -> tuple[str, bytes, Role]:
@@ -146,9 +152,10 @@ def _read_target(target: str | None) -> tuple[str, bytes, Role]:
     """
     try:
         parts = urlsplit(target or "")
-        host = parts.hostname or ""
+        host = (parts.hostname or "").removesuffix(".")
     except ValueError:
         host = ""
     if host not in FAL_HOSTS:
         raise RequestError(400, "Invalid request: x-fal-target-url must be a URL of fal")
-    return parts.path, parts.query.encode("utf-8"), FAL_HOSTS[host]
+    # As uvicorn does with the request's own: the path decoded, the query as it came.
+    return unquote(parts.path), parts.query.encode("latin-1"), FAL_HOSTS[host]

@@ -124,12 +124,17 @@ def busy_runner(api: Api) -> Iterator[str]:
         api.wait(kept)
 
 
-def make_picture_uri(width: int = 64, height: int = 64, file_format: str = "PNG") -> str:
-    """Return a small picture as a data URI; the gradient makes it survive being looked at."""
+def make_picture(width: int = 64, height: int = 64, file_format: str = "PNG") -> bytes:
+    """Return a small picture; the gradient makes it survive being looked at."""
     ramp = Image.linear_gradient("L").resize((width, height))
     buffer = io.BytesIO()
     Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180))).save(buffer, file_format)
-    payload = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def make_picture_uri(width: int = 64, height: int = 64, file_format: str = "PNG") -> str:
+    """Return such a picture as a data URI."""
+    payload = base64.b64encode(make_picture(width, height, file_format)).decode("ascii")
     return f"data:image/{file_format.lower()};base64,{payload}"
 
 

@@ -51,7 +51,7 @@ def wait_result(box: Api, request_id: str) -> httpx2.Response:
     """Return the request's outcome once there is one, as a page of another origin gets it."""
     kept = kept_path(ENDPOINT, request_id)
     box.wait(kept)
-    return box.http.get(kept, headers={"origin": "http://page.example"})
+    return box.http.get(kept, headers={"origin": "http://localhost:3000"})
 
 
 def check_timed_out(box: Api, request_id: str) -> None:

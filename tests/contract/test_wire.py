@@ -286,8 +286,8 @@ def test_errors_of_paths(api: Api, method: str, path: str, code: int, detail: st
 
 
 def test_cors(api: Api) -> None:
-    """A page of any origin may send fal's headers and read the request id."""
-    origin = {"origin": "https://page.example"}
+    """A page of an allowed origin may send fal's headers and read the request id."""
+    origin = {"origin": "http://localhost:3000"}
     asked = "authorization, content-type, x-fal-target-url, x-fal-queue-priority"
     wish = {"access-control-request-method": "PUT", "access-control-request-headers": asked}
     preflight = api.http.options(f"/queue/{FLUX}", headers={**origin, **wish})
@@ -304,3 +304,18 @@ def test_cors(api: Api) -> None:
     ):
         assert answer.headers["access-control-allow-origin"] in ("*", origin["origin"])
         assert "x-fal-request-id" in answer.headers["access-control-expose-headers"].lower()
+
+
+def test_other_pages_and_other_names_get_nothing(api: Api) -> None:
+    """Without keys, a page from elsewhere cannot use the server, whatever name it calls it by."""
+    foreign = {"origin": "https://page.example"}
+    wish = {"access-control-request-method": "POST"}
+    for answer, status in (
+        (api.http.post(f"/{FLUX}", json={"prompt": "x"}, headers=foreign), 403),
+        (api.http.options(f"/{FLUX}", headers={**foreign, **wish}), 403),
+        (api.http.post(f"/{FLUX}", json={}, headers={"host": "page.example"}), 400),
+    ):
+        assert answer.status_code == status
+        assert isinstance(answer.json()["detail"], str)
+        assert answer.headers["x-fal-request-id"]
+        assert "access-control-allow-origin" not in answer.headers

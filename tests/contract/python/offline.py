@@ -41,11 +41,12 @@ def find_network() -> str:
     return errno.errorcode.get(code, "none")
 
 
-def start(command: Path, model: Path, data_dir: Path) -> RunningServer:
-    """Start a server and wait until it can make images."""
+def start(command: Path, model: Path, data_dir: Path, **env: str) -> RunningServer:
+    """Start a server, with `env` too, and wait until it can make images."""
+    settings = {"FLUX2_SAFETY": "off", "FLUX2_TLS_PORT": "0", **env}
     process = subprocess.Popen(
-        [command, "serve", "--model", model, "--data-dir", data_dir, "--port=0", "--tls-port=0"],
-        env={**os.environ, "FLUX2_SAFETY": "off"},
+        [command, "serve", "--model", model, "--data-dir", data_dir, "--port=0"],
+        env={**os.environ, **settings},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

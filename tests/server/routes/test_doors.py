@@ -12,8 +12,8 @@ from server.routes.doors import Door, DoorMiddleware, RequestIdMiddleware
 pytestmark = pytest.mark.anyio
 
 
-async def answer_of(app: ASGIApp) -> list[dict[str, Any]]:
-    """Send an empty request to the app and return what went out."""
+async def answer_of(app: ASGIApp, **changes: Any) -> list[dict[str, Any]]:
+    """Send an empty request, with `changes` to its scope, to the app; return what went out."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -29,6 +29,7 @@ async def answer_of(app: ASGIApp) -> list[dict[str, Any]]:
         "path": "/a/b",
         "query_string": b"",
         "headers": [],
+        **changes,
     }
     await app(scope, receive, send)
     return sent
@@ -99,6 +100,15 @@ QUEUE = "https://queue.fal.run"
         ("/tokens/", {"host": "rest.alpha.fal.ai"}, "/rest/tokens"),
         ("/.well-known/jwks.json", {"host": "rest.fal.ai"}, "/.well-known/jwks.json"),
         ("/files/upload", {"host": "v3.fal.media"}, "/files/upload"),
+        ("/files/x.png", {"host": "v3b.fal.media:8443"}, "/files/x.png"),
+        ("/any/path", {"x-fal-target-url": "https://v3b.fal.media/files/x"}, "/files/x"),
+        ("/any/path", {"x-fal-target-url": "https://QUEUE.fal.run./a/b"}, "/queue/a/b"),
+        ("/any/path", {"x-fal-target-url": f"{QUEUE}/a/b%20c"}, "/queue/a/b c"),
+        ("/a/b", {"host": "ws.fal.run"}, "/a/b"),
+        ("/a/b", {"host": "queue.falrun.com"}, "/queue/a/b"),
+        ("/healthy/b", {"host": "queue.fal.run"}, "/queue/healthy/b"),
+        ("/health", {"host": "queue.fal.run"}, "/health"),
+        ("/openapi.json", {"host": "rest.fal.ai"}, "/openapi.json"),
     ],
 )
 async def test_every_door_leads_to_one_path(
@@ -108,6 +118,20 @@ async def test_every_door_leads_to_one_path(
     scope, _ = await enter(path, headers)
     assert scope is not None
     assert scope["path"] == expected
+
+
+@pytest.mark.parametrize("path", ["/fal-ai/flux-2", "/queue/a/b", "/run/a/b", "/rest/tokens", "/"])
+async def test_hosts_of_files_serve_files_only(path: str) -> None:
+    """Neither by their name nor by a target URL do they lead to anything that makes images."""
+    for headers in (
+        {"host": "v3b.fal.media"},
+        {"host": "V3.fal.media.:443"},
+        {"x-fal-target-url": f"https://fal.media{path}"},
+    ):
+        scope, sent = await enter(path, headers)
+        assert scope is None
+        assert sent[0]["status"] == 404
+        assert json.loads(sent[1]["body"]) == {"detail": "Not Found"}
 
 
 async def test_the_target_s_query_is_used() -> None:
@@ -161,6 +185,18 @@ async def test_other_targets_are_refused(target: str | None) -> None:
             Door("http://[::1]:8000", "http://[::1]:8000/queue"),
         ),
         (
+            {"host": "box:8443", "x-forwarded-proto": "http", "x-forwarded-host": "evil.example"},
+            "https",
+            None,
+            Door("https://box:8443", "https://box:8443/queue"),
+        ),
+        (
+            {"host": "box:8443", "x-fal-target-url": f"{QUEUE}/a/b"},
+            "https",
+            None,
+            Door("https://box:8443", "https://box:8443/queue"),
+        ),
+        (
             {"host": "queue.fal.run"},
             "http",
             "https://images.example",
@@ -175,6 +211,28 @@ async def test_answers_use_the_caller_s_own_door(
     scope, _ = await enter("/a/b", headers, scheme=scheme, public_url=public_url)
     assert scope is not None
     assert scope["state"]["door"] == expected
+
+
+@pytest.mark.parametrize(
+    ("server", "origin"),
+    [
+        (("10.1.2.3", 8000), "http://10.1.2.3:8000"),
+        (("fd00::2", 8000), "http://[fd00::2]:8000"),
+        (None, "http://localhost"),
+    ],
+)
+async def test_without_a_host_answers_point_to_where_the_request_arrived(
+    server: tuple[str, int] | None, origin: str
+) -> None:
+    """HTTP/1.0 may leave Host out; the URLs should work all the same."""
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await Response("ok")(scope, receive, send)
+
+    await answer_of(DoorMiddleware(app), server=server)
+    assert seen[0]["state"]["door"] == Door(origin, f"{origin}/queue")
 
 
 async def test_every_answer_has_a_request_id() -> None:
