@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.admission import Admission
@@ -23,7 +23,12 @@ from server.inputs import InputPreparer
 from server.jobs import Job
 from server.metrics import Metrics
 from server.routes import health, jwks, openapi, queue, run, storage
-from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
+from server.routes.answers import (
+    AsciiJSONResponse,
+    error_response,
+    handle_fal_error,
+    handle_leaving,
+)
 from server.routes.auth import AuthMiddleware
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
 from server.runners.local import Limits, LocalRunner
@@ -130,6 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
         default_response_class=AsciiJSONResponse,
         exception_handlers={
             FalError: handle_fal_error,
+            ClientDisconnect: handle_leaving,
             HTTPException: _handle_http_error,
         },
     )

@@ -11,7 +11,7 @@ from server.keys import Caller
 from server.routes.answers import error_response
 from server.routes.doors import QUEUE_PREFIX
 
-OPEN_PREFIXES = ("/health", "/files/", "/api/openapi/", "/.well-known/")
+OPEN_PREFIXES = ("/health", "/files/", "/api/openapi/", "/openapi.json", "/.well-known/")
 """Open without a key: probes, documents, public keys, and files, whose names are secrets."""
 
 
