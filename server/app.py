@@ -38,6 +38,7 @@ from server.signing import Signer
 from server.store import Store
 from server.store.outbox import Outbox
 from server.targets import AllowList
+from server.telemetry import prompt_in
 from server.upkeep import recover, sweep
 from server.webhooks import WebhookSender
 from server.worker import Parts
@@ -85,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
             request_id=job.request_id,
             http_status=job.outcome.http_status if job.outcome else None,
             inference_seconds=job.outcome.inference_seconds if job.outcome else None,
+            **({"prompt": prompt_in(job.input)} if settings.log_prompts else {}),
         )
 
     parts = Parts(

@@ -10,6 +10,7 @@ import json
 from enum import Enum, auto
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -107,10 +108,14 @@ class PatientProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._idle_bytes += len(data)
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(400, "Invalid HTTP request")
         if self._idle_bytes > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(431, "The request's head is too long")
-        self._unset_keepalive_if_required()
         if self.transport.is_closing():
             self._watch_reader()
             return
@@ -144,6 +149,8 @@ class PatientProtocol(HttpToolsProtocol):
         """Note the end of a head. Raises, which ends the connection, when too many wait."""
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
+        if self.parser.should_upgrade():
+            return  # the parser stops here, and `_decline` reads the request once more
         super().on_headers_complete()
         self._reading_head, self._reading_body = False, True
         self._idle_bytes = 0
@@ -155,12 +162,10 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note the end of a body."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._reading_body = False
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, in fal's form."""
-        self._refuse(400, msg)
 
     def on_response_complete(self) -> None:
         """See what the client owes after an answer, in place of uvicorn's own keep-alive timer."""
@@ -240,6 +245,22 @@ class PatientProtocol(HttpToolsProtocol):
             return True
         asked = self._due is Due.BODY and self.cycle.waiting_for_100_continue
         return self.flow.read_paused or asked
+
+    def _decline(self, rest: bytes) -> None:
+        """Read a request again without its offer of another protocol, such as h2c.
+
+        The parser would take its body for the other protocol. Java's client offers h2c with every
+        first request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(405, "Method Not Allowed")
+            return
+        kept = [item for item in self.headers if item[0] not in (b"upgrade", b"connection")]
+        lines = [b"%s: %s\r\n" % item for item in kept]
+        line = b"%s %s HTTP/%s\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join((line, *lines, b"\r\n", rest)))
 
     def _give_up(self) -> None:
         if self._due in (Due.HEAD, Due.BODY):

@@ -23,6 +23,9 @@ UNREADABLE = "There was an error parsing the body"
 SEND_SECONDS = 60.0
 """How long the reader of an event stream may take nothing before it is given up."""
 
+MAX_STREAMS = 1000
+"""Most event streams at a time: each looks into the queue every two seconds."""
+
 KEEP_ALIVE = ": nothing new\n\n"
 """A comment, which readers of events skip: it keeps time limits on silence from striking, such as
 Node's of five minutes and most proxies' of one."""
@@ -45,7 +48,13 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
+    open_streams = 0
+    """How many there are now, of all requests."""
+
     def __init__(self, events: AsyncGenerator[str], headers: Mapping[str, str]) -> None:
+        """Raises `RequestError` 429 when there are too many already."""
+        if EventStream.open_streams >= MAX_STREAMS:
+            raise RequestError(429, "Too many status streams", headers={"retry-after": "10"})
         super().__init__(events, headers={**headers, "cache-control": "no-store"})
         self._events = events
 
@@ -56,9 +65,13 @@ class EventStream(StreamingResponse):
             async with asyncio.timeout(SEND_SECONDS):
                 await send(message)
 
-        async with contextlib.aclosing(self._events):
-            with contextlib.suppress(TimeoutError):
-                await super().stream_response(send_in_time)
+        EventStream.open_streams += 1
+        try:
+            async with contextlib.aclosing(self._events):
+                with contextlib.suppress(TimeoutError):
+                    await super().stream_response(send_in_time)
+        finally:
+            EventStream.open_streams -= 1
 
 
 def event(body: Any) -> str:
