@@ -64,6 +64,7 @@ REFUSED = {
     "chunk size and a space": post(CHUNKED, b"23 \r\n" + HIDDEN + b"\r\n0\r\n\r\n"),
     "LF in a chunk extension": post(CHUNKED, b"23;a\nb\r\n" + HIDDEN + b"\r\n0\r\n\r\n"),
     "last chunk and LF": post(CHUNKED, b"0\n\n" + HIDDEN),
+    "length in a trailer": post(CHUNKED, AS_CHUNK[:-2] + LENGTH + b"\r\n"),
     "CONNECT with a body": post(LENGTH, HIDDEN, b"CONNECT /first HTTP/1.1\r\n"),
     "HTTP/0.9": b"GET /first\r\n" + HIDDEN,
     "HTTP/1.2": post(LENGTH, HIDDEN, b"POST /first HTTP/1.2\r\n"),
@@ -84,7 +85,7 @@ TAKEN = {
         HIDDEN,
     ),
     "trailers": (
-        post(CHUNKED, AS_CHUNK[:-2] + b"Content-Length: 9\r\nHost: other\r\n\r\n"),
+        post(CHUNKED, AS_CHUNK[:-2] + b"A: b\r\nHost: other\r\n\r\n"),
         HIDDEN,
     ),
     "offer of another protocol, chunked": (
