@@ -23,8 +23,11 @@ log = structlog.get_logger(__name__)
 CLOSE_SECONDS = 5
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves the signals to us: two of them share one process."""
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves the signals to us: two of them share one process.
+
+    `handshake_seconds` limits the time that a TLS handshake may take.
+    """
 
     def __init__(self, config: uvicorn.Config, handshake_seconds: float) -> None:
         super().__init__(config)
@@ -157,8 +160,8 @@ async def _first_of(*waited: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> No
             task.cancel()
 
 
-def _make_server(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> _Server:
-    return _Server(
+def _make_server(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> Server:
+    return Server(
         uvicorn.Config(
             app,
             http=with_limits(settings),
