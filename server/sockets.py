@@ -1,5 +1,6 @@
 """Listening sockets that know how many connections each address holds open."""
 
+import contextlib
 import resource
 import socket
 from collections import Counter
@@ -92,7 +93,8 @@ def raise_file_limit() -> int:
     """Allow this process as many open files as it may have, and return how many those are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with contextlib.suppress(OSError, ValueError):  # the kernel has a limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
         log.warning("few open files are allowed; raise the limit (ulimit -n)", limit=hard)
     return hard
