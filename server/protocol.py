@@ -271,12 +271,13 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, detail: str, error_type: str | None = None) -> None:
         """Give the request that is coming in this answer, unless it has one, and close."""
-        begun = self.cycle is not None and not self.cycle.response_complete
-        if begun:
+        is_open = self.cycle is not None and not self.cycle.response_complete
+        has_answer = (is_open or self._reading_body) and self.cycle.response_started
+        if is_open:
             # Whoever reads the body hears that the client is gone.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if not (begun and self.cycle.response_started):
+        if not has_answer:
             error = RequestError(status, detail, error_type)
             content = json.dumps(error.body).encode("ascii")
             headers = {

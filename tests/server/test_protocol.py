@@ -159,6 +159,17 @@ async def test_the_rest_of_a_refused_body_has_its_time(box: Box) -> None:
     assert await caller.is_hung_up_on() == b""
 
 
+async def test_no_request_is_answered_twice(box: Box) -> None:
+    """What breaks behind an early answer ends the connection, and is not told."""
+    await box.start()
+    box.app = box.refuse_unread
+    caller = await box.connect()
+    caller.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    assert await caller.read_answer() == (200, b"done")
+    caller.send(b"no number\r\n")
+    assert await caller.is_hung_up_on() == b""
+
+
 async def test_a_reader_that_takes_nothing_is_given_up(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
