@@ -44,11 +44,11 @@ def main() -> int:
             alone = measure_calls(served, options.seconds)
             with crowd(served, options.idle, options.dripping) as closed:
                 beside = measure_calls(served, options.seconds)
-            growth = measure_streams(served, options.streams)
+            growth, submits = measure_streams(served, options.streams, options.seconds)
     finally:
         shutil.rmtree(folder)
     held = percentile(beside, 99) < MOST_SECONDS and growth < MOST_MIB
-    text = write_section(options, alone, beside, closed, growth)
+    text = write_section(options, (alone, beside, submits), closed[-1], growth)
     print(text)
     if options.append:
         with REPORT.open("a", encoding="utf-8") as report:
@@ -122,17 +122,26 @@ def measure_calls(served: Served, seconds: float) -> list[float]:
     return taken
 
 
-def measure_streams(served: Served, streams: int) -> float:
-    """Open so many status streams of one running request; return the gateway's growth in MiB."""
+def measure_streams(served: Served, streams: int, seconds: float) -> tuple[float, list[float]]:
+    """Open so many status streams of one running request, and submit others meanwhile.
+
+    Returns the gateway's growth in MiB, and the seconds of each submit.
+    """
     host, port = served.address
+    taken: list[float] = []
     with httpx2.Client(base_url=f"http://{host}:{port}", trust_env=False, timeout=60) as http:
         request_id = http.post(SUBMIT_PATH, json=LONG_JOB).json()["request_id"]
         before = resident_mib(served.process.pid)
         with crowd(served, 0, 0, streams, f"{status_path(request_id)}/stream"):
-            time.sleep(5)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                began = time.perf_counter()
+                queued = http.post(SUBMIT_PATH, json=JOB).json()["request_id"]
+                taken.append(time.perf_counter() - began)
+                http.put(f"{SUBMIT_PATH}/requests/{queued}/cancel")
             growth = resident_mib(served.process.pid) - before
         http.put(f"{SUBMIT_PATH}/requests/{request_id}/cancel")
-    return growth
+    return growth, taken
 
 
 def resident_mib(pid: int) -> float:
@@ -144,19 +153,19 @@ def resident_mib(pid: int) -> float:
 
 def write_section(
     options: argparse.Namespace,
-    alone: list[float],
-    beside: list[float],
-    closed: list[str],
+    samples: tuple[list[float], list[float], list[float]],
+    closed: str,
     growth: float,
 ) -> str:
-    """Write the report's section."""
+    """Write the report's section; the samples are calls alone, beside the crowd, and submits."""
+    alone, beside, submits = samples
 
     def row(name: str, taken: list[float]) -> str:
         median, high = (f"{percentile(taken, part) * 1000:.1f}" for part in (50, 99))
         return f"| {name} | {len(taken)} | {median} | {high} | {max(taken) * 1000:.1f} |"
 
     crowded = f"{options.idle} idle and {options.dripping} dripping connections"
-    words = f"The crowd's connections were {closed[-1]} times by the server, and opened again."
+    words = f"The crowd's connections were {closed} times by the server, and opened again."
     streams = f"{options.streams} status streams at once: the gateway grew by {growth:.1f} MiB"
     return "\n".join(
         (
@@ -166,6 +175,7 @@ def write_section(
             "|---|---|---|---|---|",
             row("alone", alone),
             row(f"beside {crowded}", beside),
+            row(f"submits beside {options.streams} status streams", submits),
             "",
             f"Target: p99 below {MOST_SECONDS * 1000:.0f} ms. {words}",
             f"{streams} (target: below {MOST_MIB:.0f}).",
