@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from server.catalogue import Endpoint
 from server.clock import Clock
 from server.errors import RequestError
@@ -18,6 +20,9 @@ from server.keys import Caller
 from server.limiter import TokenBuckets
 from server.settings import Settings
 from server.store import Store
+from server.telemetry import prompt_in
+
+log = structlog.get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 10
 
@@ -92,6 +97,8 @@ class Admission:
             ),
             check_depth,  # again: many may have passed above before the first of them counted
         )
+        if self._settings.log_prompts:
+            log.info("accepted", request_id=job.request_id, prompt=prompt_in(body))
         self._on_accepted(job)
         return job
 

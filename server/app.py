@@ -7,14 +7,19 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.errors import FalError, RequestError
 from server.gateway import Gateway
 from server.names import OwnNames
 from server.routes import files, health, jwks, openapi, queue, requests, run
-from server.routes.answers import AsciiJSONResponse, error_response, handle_fal_error
+from server.routes.answers import (
+    AsciiJSONResponse,
+    error_response,
+    handle_fal_error,
+    handle_leaving,
+)
 from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
 from server.routes.origins import AllowedOrigins, HostMiddleware, OriginMiddleware
@@ -57,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         default_response_class=AsciiJSONResponse,
         exception_handlers={
             FalError: handle_fal_error,
+            ClientDisconnect: handle_leaving,
             HTTPException: _handle_http_error,
         },
     )

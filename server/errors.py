@@ -5,7 +5,7 @@ of the input or the model with `{"detail": [{"loc", "msg", "type", ...}]}`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +13,17 @@ from pydantic import ValidationError
 ERROR_PAGE = "https://docs.fal.ai/errors#"
 ECHO_LIMIT_CHARACTERS = 512
 """Longer strings are cut when an error repeats its input: it may be megabytes of a data URI."""
+
+ECHO_LIMIT_ITEMS = 1000
+"""Of everything that one error repeats, and of what is nested in it, only this much is told."""
+
+ECHO_LIMIT_DEPTH = 100
+ERROR_LIMIT = 100
+"""Most mistakes that one answer lists: a body may have as many as it has values."""
+
+LONG_INTEGER = 2**64
+"""From here on an integer is repeated as text: few readers of JSON take it for a number, and
+Python itself refuses to write one of more than 4300 digits."""
 
 
 class ConfigurationError(Exception):
@@ -65,9 +76,15 @@ class InputError(FalError):
     """The input was refused: a 422 with one entry for each mistake. It costs the caller nothing."""
 
     def __init__(self, items: Sequence[Mapping[str, Any]]) -> None:
+        detail = [json_safe(item) for item in items[:ERROR_LIMIT]]
+        if len(items) > ERROR_LIMIT:
+            message = f"{len(items) - ERROR_LIMIT} further errors are not listed"
+            detail.append(
+                {"type": "too_many_errors", "loc": ["body"], "msg": message, "input": None}
+            )
         super().__init__(
             422,
-            {"detail": [json_safe(item) for item in items]},
+            {"detail": detail},
             {"x-fal-billable-units": "0", "x-fal-needs-retry": "false"},
         )
 
@@ -118,17 +135,38 @@ def json_safe(value: Any) -> Any:
     Error bodies repeat the caller's input, and what was invalid going in must not break the
     answer coming out.
     """
-    if isinstance(value, str):
-        cut = value[:ECHO_LIMIT_CHARACTERS] + "..." * (len(value) > ECHO_LIMIT_CHARACTERS)
-        return cut.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    return _echo(value, iter(range(ECHO_LIMIT_ITEMS)), ECHO_LIMIT_DEPTH)
+
+
+def _echo(value: Any, allowance: Iterator[int], depth: int) -> Any:
+    """Copy the value; `allowance` is shared by all that is nested in it, and ends."""
+    if isinstance(value, Mapping | list | tuple):
+        if depth == 0:
+            return "..."
+        # `zip` asks the allowance first, so that it stops before it takes an item too many.
+        if isinstance(value, Mapping):
+            return {
+                str(_echo(key, allowance, 0)): _echo(item, allowance, depth - 1)
+                for _, (key, item) in zip(allowance, value.items(), strict=False)
+            }
+        return [
+            _echo(item, allowance, depth - 1) for _, item in zip(allowance, value, strict=False)
+        ]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < LONG_INTEGER else _describe_integer(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, bytes):
         return f"<binary {len(value)} bytes>"
-    if isinstance(value, Mapping):
-        return {str(json_safe(key)): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return json_safe(str(value))
+    text = value if isinstance(value, str) else str(value)
+    cut = text[:ECHO_LIMIT_CHARACTERS] + "..." * (len(text) > ECHO_LIMIT_CHARACTERS)
+    return cut.encode("utf-8", "replace").decode("utf-8")
+
+
+def _describe_integer(value: int) -> str:
+    try:
+        return _echo(str(value), iter(()), 0)  # type: ignore[no-any-return]
+    except ValueError:
+        return f"<integer of {value.bit_length()} bits>"

@@ -15,21 +15,45 @@ from fastapi import FastAPI
 from server.certs import TlsFiles
 from server.connect import lead_to_us
 from server.errors import ConfigurationError
+from server.protocol import with_limits
 from server.settings import Settings
+from server.sockets import Visitors, listen_on, raise_file_limit
 
 log = structlog.get_logger(__name__)
 
-BACKLOG = 2048
 CLOSE_SECONDS = 5
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that leaves the signals to us: two of them share one process."""
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves the signals to us: two of them share one process.
+
+    `handshake_seconds` limits the time that a TLS handshake may take.
+    """
+
+    def __init__(self, config: uvicorn.Config, handshake_seconds: float) -> None:
+        super().__init__(config)
+        self.handshake_seconds = handshake_seconds
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         """Capture nothing."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the door as uvicorn does, with a limit on the time that a TLS handshake takes."""
+        loop = asyncio.get_running_loop()
+
+        def make_protocol() -> asyncio.Protocol:
+            return self.make_protocol(loop)
+
+        handshake = self.handshake_seconds if self.config.ssl else None
+        self.servers = [
+            await loop.create_server(
+                make_protocol, sock=bound, ssl=self.config.ssl, ssl_handshake_timeout=handshake
+            )
+            for bound in sockets or ()
+        ]
+        self.started = True
 
     def make_protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
         """Make what speaks HTTP on one new connection."""
@@ -40,7 +64,10 @@ class _Server(uvicorn.Server):
         """Serve a connection that came in elsewhere. Raises `OSError` when TLS does not begin."""
         loop = asyncio.get_running_loop()
         await loop.connect_accepted_socket(
-            lambda: self.make_protocol(loop), connection, ssl=self.config.ssl
+            lambda: self.make_protocol(loop),
+            connection,
+            ssl=self.config.ssl,
+            ssl_handshake_timeout=self.handshake_seconds,
         )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -78,16 +105,22 @@ async def serve(app: FastAPI, settings: Settings, make_tls: Callable[[], TlsFile
     loop.add_signal_handler(signal.SIGUSR1, app.state.toggle_hold)
 
     with contextlib.ExitStack() as sockets:
-        doors = [(_make_server(app, None), _bind(settings.host, settings.port), "http")]
+        raise_file_limit()
+        visitors = Visitors(settings.connections_per_address)
+        bound = listen_on(settings.host, settings.port, visitors)
+        doors = [(_make_server(app, settings, None), bound, "http")]
         sockets.enter_context(doors[0][1])
         keepers, proxy = [], None
         if make_tls:
-            bound = sockets.enter_context(_bind(settings.host, settings.tls_port or 0))
-            secure = _make_server(app, make_tls())
+            bound = sockets.enter_context(
+                listen_on(settings.host, settings.tls_port or 0, visitors)
+            )
+            secure = _make_server(app, settings, make_tls())
             doors.append((secure, bound, "https"))
             keepers.append(asyncio.create_task(keep_certificate(secure.config, make_tls)))
             if settings.connect_port is not None:
-                proxy = sockets.enter_context(_bind(settings.host, settings.connect_port))
+                proxy = listen_on(settings.host, settings.connect_port, visitors)
+                sockets.enter_context(proxy)
         # The lifespan is ours to run: it spans both servers, and outlives their last answer.
         async with app.router.lifespan_context(app):
             running = []
@@ -145,10 +178,12 @@ async def _first_of(*waited: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> No
             task.cancel()
 
 
-def _make_server(app: FastAPI, tls: TlsFiles | None) -> _Server:
-    return _Server(
+def _make_server(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> Server:
+    return Server(
         uvicorn.Config(
             app,
+            http=with_limits(settings),
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -157,23 +192,9 @@ def _make_server(app: FastAPI, tls: TlsFiles | None) -> _Server:
             timeout_graceful_shutdown=CLOSE_SECONDS,
             ssl_certfile=tls.certificate_path if tls else None,
             ssl_keyfile=tls.key_path if tls else None,
-        )
+        ),
+        settings.header_seconds,
     )
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off only on sockets that say they are TCP; with it on,
-    # every answer on a kept-open connection waits 40 ms for the client's delayed ACK.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(BACKLOG)
-    except OSError as error:
-        bound.close()
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return bound
 
 
 def _url(scheme: str, bound: socket.socket) -> str:

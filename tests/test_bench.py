@@ -81,3 +81,21 @@ def test_the_command_tells_how_it_is_used() -> None:
     assert done.returncode == 2
     assert "scripts/bench queue" in done.stderr
     assert "scripts/bench inputs" in done.stderr
+
+
+def test_a_crowd_at_the_edge_leaves_a_client_quick(demo_model: Path) -> None:
+    """Beside idle and dripping connections its p99 stays under a second: the script holds that."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "scripts/bench_edge.py", "--model", demo_model, "--no-append"),
+            *("--idle", "100", "--dripping", "40", "--streams", "100", "--seconds", "3"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "beside 100 idle and 40 dripping connections" in done.stdout
+    assert "100 status streams at once" in done.stdout

@@ -13,10 +13,18 @@ from starlette.types import Message, Send
 from server.errors import FalError, InputError, RequestError
 
 MAX_DEPTH = 100
+MAX_VALUES = 50_000
+"""Most commas and opening brackets of a body: sixty-four megabytes of them would become gigabytes
+of Python objects, and as many mistakes to list. Data URIs have one comma each."""
+
+LONG_BODY_BYTES = 256 * 1024
 UNREADABLE = "There was an error parsing the body"
 
 SEND_SECONDS = 60.0
 """How long the reader of an event stream may take nothing before it is given up."""
+
+MAX_STREAMS = 1000
+"""Most event streams at a time: each looks into the queue every two seconds."""
 
 KEEP_ALIVE = ": nothing new\n\n"
 """A comment, which readers of events skip: it keeps time limits on silence from striking, such as
@@ -40,7 +48,13 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
+    open_streams = 0
+    """How many there are now, of all requests."""
+
     def __init__(self, events: AsyncGenerator[str], headers: Mapping[str, str]) -> None:
+        """Raises `RequestError` 429 when there are too many already."""
+        if EventStream.open_streams >= MAX_STREAMS:
+            raise RequestError(429, "Too many status streams", headers={"retry-after": "10"})
         super().__init__(events, headers={**headers, "cache-control": "no-store"})
         self._events = events
 
@@ -51,9 +65,13 @@ class EventStream(StreamingResponse):
             async with asyncio.timeout(SEND_SECONDS):
                 await send(message)
 
-        async with contextlib.aclosing(self._events):
-            with contextlib.suppress(TimeoutError):
-                await super().stream_response(send_in_time)
+        EventStream.open_streams += 1
+        try:
+            async with contextlib.aclosing(self._events):
+                with contextlib.suppress(TimeoutError):
+                    await super().stream_response(send_in_time)
+        finally:
+            EventStream.open_streams -= 1
 
 
 def event(body: Any) -> str:
@@ -75,14 +93,27 @@ async def handle_fal_error(_request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
+async def handle_leaving(_request: Request, _error: Exception) -> Response:
+    """Answer a caller who left before the end of its request; nobody reads this."""
+    return error_response(RequestError(499, "The caller left"))
+
+
 async def read_json(request: Request, limit_bytes: int) -> Any:
     """Parse the body as JSON, whatever its content type says (curl sends none).
 
     Raises `RequestError` 413 for a body above `limit_bytes`, `InputError` `json_invalid` for
     one that is not JSON (NaN and Infinity are not), and `RequestError` 400 for one that is
-    nested more than a hundred deep or has a number of thousands of digits.
+    nested more than a hundred deep, has more than `MAX_VALUES` values, or a number of thousands
+    of digits.
     """
     body = await _read_body(request, limit_bytes)
+    # Each step over tens of megabytes takes a tenth of a second: others get their turn between.
+    return await asyncio.to_thread(_parse, body) if len(body) > LONG_BODY_BYTES else _parse(body)
+
+
+def _parse(body: bytearray) -> Any:
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise RequestError(400, UNREADABLE)
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -96,15 +127,19 @@ async def read_json(request: Request, limit_bytes: int) -> Any:
     return value
 
 
-async def _read_body(request: Request, limit_bytes: int) -> bytes:
+async def _read_body(request: Request, limit_bytes: int) -> bytearray:
+    """Collect the body; one that says it is too long is refused before it is sent."""
+    too_long = RequestError(413, f"The body exceeds {limit_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    # A text of more digits than the limit is a greater number: HTTP allows no sign.
+    if declared.isdecimal() and int(declared[:20]) > limit_bytes:
+        raise too_long
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit_bytes:
-            # The rest is not read, so the connection is of no use for another request.
-            headers = {"connection": "close"}
-            raise RequestError(413, f"The body exceeds {limit_bytes} bytes", headers=headers)
-    return bytes(body)
+            raise too_long
+    return body
 
 
 def _is_too_deep(value: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Each endpoint's OpenAPI document, in the form of fal's own, made from the catalogue."""
+"""Each endpoint's OpenAPI document, in the form of fal's own, made from the catalogue.
+
+The route to the server's own document is here, too.
+"""
 
 from copy import deepcopy
 from typing import Annotated, Any
@@ -10,6 +13,7 @@ from starlette.responses import Response
 from server.catalogue import CATALOGUE, Endpoint
 from server.errors import RequestError
 from server.routes.answers import AsciiJSONResponse
+from server.routes.document import build_own_document
 from server.routes.doors import door_of
 from server.schemas import QueueStatus
 
@@ -17,7 +21,7 @@ DEFINITIONS = "#/components/schemas/{model}"
 
 
 def make_router() -> APIRouter:
-    """Make the route; it needs nothing but the catalogue."""
+    """Make the routes; they need nothing but the catalogue."""
     router = APIRouter(tags=["documents"])
 
     async def document(request: Request, endpoint_id: Annotated[str, Query()]) -> Response:
@@ -27,6 +31,11 @@ def make_router() -> APIRouter:
             raise RequestError(404, f'Endpoint "{endpoint_id}" not found')
         return AsciiJSONResponse(build_document(endpoint, door_of(request).queue_url))
 
+    async def own_document(request: Request) -> Response:
+        """Answer the document of the server itself."""
+        return AsciiJSONResponse(build_own_document(door_of(request).files_origin))
+
+    router.add_api_route("/openapi.json", own_document, methods=["GET"])
     router.add_api_route("/api/openapi/queue/openapi.json", document, methods=["GET"])
     return router
 

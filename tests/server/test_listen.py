@@ -10,9 +10,12 @@ import uvicorn
 from cryptography import x509
 
 from server.certs import TlsFiles, ensure_certificates
-from server.listen import keep_certificate
+from server.listen import Server, keep_certificate
+from server.sockets import Visitors, listen_on
 
 pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 20
 
 
 async def read_serial(port: int, ca_path: Path) -> int:
@@ -59,3 +62,39 @@ async def test_a_renewed_certificate_is_served_without_a_restart(tmp_path: Path)
         await renewed.wait()  # the second call comes after the first one's certificate is loaded
         keeping.cancel()
         assert await read_serial(port, first.ca_path) != before
+
+
+async def test_a_handshake_has_its_time(tmp_path: Path) -> None:
+    """Who connects to the TLS port and says nothing, or no TLS, is hung up on; others are not."""
+    files = ensure_certificates(tmp_path)
+    config = uvicorn.Config(
+        answer,
+        ws="none",
+        lifespan="off",
+        ssl_certfile=files.certificate_path,
+        ssl_keyfile=files.key_path,
+        log_config=None,
+    )
+    server = Server(config, handshake_seconds=0.3)
+    visitors = Visitors(10)
+    with listen_on("127.0.0.1", 0, visitors) as bound:
+        running = asyncio.create_task(server.serve(sockets=[bound]))
+        port = bound.getsockname()[1]
+        for sent in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            async with asyncio.timeout(WAIT_SECONDS):
+                while await reader.read(100):  # a TLS alert may come first
+                    pass
+            writer.close()
+            await writer.wait_closed()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while visitors._open:  # noqa: ASYNC110  (a closed socket sets no event)
+                await asyncio.sleep(0)
+            await read_serial(port, files.ca_path)
+        server.should_exit = True
+        await running
+
+
+async def answer(_scope: object, _receive: object, _send: object) -> None:
+    """Answer nothing: no request is sent."""

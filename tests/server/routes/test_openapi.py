@@ -1,10 +1,12 @@
 """The OpenAPI documents: valid, in fal's form, one for each endpoint."""
 
+import re
 from typing import Any
 
 import pytest
 
 from server.catalogue import CATALOGUE
+from server.routes.document import build_own_document
 from server.routes.openapi import build_document
 
 
@@ -48,3 +50,66 @@ def test_references_resolve_and_no_null_type_is_left(endpoint_id: str) -> None:
                 walk(value)
 
     walk(document)
+
+
+def own_operations() -> list[tuple[str, str, dict[str, Any]]]:
+    """Return path, method and description of every operation of the server's own document."""
+    paths = build_own_document("http://box")["paths"]
+    return [
+        (path, method, item) for path, methods in paths.items() for method, item in methods.items()
+    ]
+
+
+def test_the_own_document_names_each_operation_once() -> None:
+    """Links and generators go by the ids, and every endpoint can be run and queued."""
+    operations = own_operations()
+    names = [item["operationId"] for _, _, item in operations]
+    assert len(names) == len(set(names))
+    posts = {path for path, method, _ in operations if method == "post"}
+    assert {f"{prefix}/{name}" for prefix in ("", "/queue") for name in CATALOGUE} <= posts
+
+
+def test_links_and_references_of_the_own_document_lead_somewhere() -> None:
+    """No `$ref` and no link is left dangling."""
+    document = build_own_document("http://box")
+    names = {item["operationId"] for _, _, item in own_operations()}
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                found: Any = document
+                for key in node["$ref"].removeprefix("#/").split("/"):
+                    found = found[key]
+            for link in node.get("links", {}).values():
+                assert link["operationId"] in names
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(document)
+
+
+def test_every_path_parameter_is_described() -> None:
+    """What is in braces is a parameter, and the other way round."""
+    for path, _, item in own_operations():
+        described = {found["name"] for found in item.get("parameters", ()) if found["in"] == "path"}
+        assert described == set(re.findall(r"{(\w+)}", path)), path
+
+
+@pytest.mark.parametrize("endpoint_id", CATALOGUE)
+def test_every_integer_of_an_input_has_bounds(endpoint_id: str) -> None:
+    """No number can be sent that would break something further in."""
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if node.get("type") in ("integer", "number"):
+                assert {"minimum", "maximum"} <= set(node), node
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(CATALOGUE[endpoint_id].input.model_json_schema())
