@@ -14,10 +14,11 @@ import structlog
 from server.catalogue import Endpoint
 from server.clock import Clock
 from server.errors import RequestError
-from server.image_urls import need_of, own_names
+from server.image_urls import need_of
 from server.jobs import Job, Priority
 from server.keys import Caller
 from server.limiter import TokenBuckets
+from server.names import OwnNames
 from server.settings import Settings
 from server.store import Store
 from server.telemetry import prompt_in
@@ -56,7 +57,7 @@ class Admission:
         self._clock = clock
         self._on_accepted = on_accepted
         self._requests = TokenBuckets(clock)
-        self._own_names = own_names(settings)
+        self._own_names = OwnNames.of(settings)
 
     async def accept(
         self, caller: Caller, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes

@@ -6,24 +6,11 @@ from urllib.parse import urlsplit
 
 from server.catalogue import Endpoint
 from server.files import NAME_PATTERN, URL_PREFIX
-from server.hosts import FAL_HOSTS
 from server.jobs import Need
-from server.machine import LOOPBACK_NAMES, machine_names
-from server.settings import Settings
 
 IMAGE_FIELD = "image_urls"
 MAX_URL_CHARACTERS = 8192
 """A longer one is no address of anything; data URIs have a limit of their own."""
-
-
-def own_names(settings: Settings) -> frozenset[str]:
-    """Return the host names under which this server's files are its own, whoever asks.
-
-    The name that a caller used is another one; see `own_file_name`.
-    """
-    public = host_of(settings.public_url or "")
-    machine = [*machine_names(), *LOOPBACK_NAMES]
-    return frozenset([*FAL_HOSTS, *machine, *settings.tls_names, *([public] if public else [])])
 
 
 def is_data_uri(url: str) -> bool:

@@ -23,10 +23,10 @@ from server.image_urls import (
     MAX_URL_CHARACTERS,
     is_data_uri,
     own_file_name,
-    own_names,
 )
 from server.jobs import Job
 from server.lifecycle import may_read
+from server.names import OwnNames
 from server.settings import Settings
 from server.store import Store
 
@@ -86,7 +86,7 @@ class InputPreparer:
         self._store = store
         self._fetcher = fetcher
         self._decoder = decoder
-        self._own_names = own_names(settings)
+        self._own_names = OwnNames.of(settings)
         self._opening = asyncio.Semaphore(OPEN_INPUTS)
 
     def sweep(self) -> None:

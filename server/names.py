@@ -73,10 +73,10 @@ class OwnNames:
         configured = configured_names(settings)
         return cls(lambda: server_names(tls_folder(settings), configured))
 
-    def __contains__(self, host: str) -> bool:
+    def __contains__(self, host: object) -> bool:
         """Say whether a name or an address (IPv6 with or without brackets) is ours."""
         try:
-            name = normalise_name(host)
+            name = normalise_name(str(host))
         except ConfigurationError:
             return False
         if self._has(name):

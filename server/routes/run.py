@@ -31,15 +31,22 @@ def make_router(
     """Make the route over the given parts."""
     router = APIRouter(include_in_schema=False)
 
-    async def run(request: Request, endpoint_id: str) -> Response:
+    async def accept(request: Request, endpoint_id: str) -> Job:
+        """Accept the request; its body, which may be large, is not kept while it is waited for."""
         endpoint = find_endpoint(endpoint_id)
         body = await read_json(request, body_limit_bytes)
         # The job validates too, but this caller is here to hear it without waiting its turn.
         endpoint.parse(body)
-        wishes = read_wishes(request)
-        job = await admission.accept(
-            caller_of(request), endpoint, body, door_of(request).files_origin, wishes
+        return await admission.accept(
+            caller_of(request),
+            endpoint,
+            body,
+            door_of(request).files_origin,
+            read_wishes(request),
         )
+
+    async def run(request: Request, endpoint_id: str) -> Response:
+        job = await accept(request, endpoint_id)
         waiting = asyncio.create_task(_wait(job.request_id))
         leaving = asyncio.create_task(_disconnected(request))
         try:

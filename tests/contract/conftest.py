@@ -7,9 +7,11 @@ import base64
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from PIL import Image
 from tests.conftest import RunningServer
 
 T = TypeVar("T")
+
+MIB = 1024 * 1024
 
 WAIT_SECONDS = 120
 """How long any one state may take to come: generous, for machines that do other things too."""
@@ -136,6 +140,20 @@ def make_picture_uri(width: int = 64, height: int = 64, file_format: str = "PNG"
     """Return such a picture as a data URI."""
     payload = base64.b64encode(make_picture(width, height, file_format)).decode("ascii")
     return f"data:image/{file_format.lower()};base64,{payload}"
+
+
+def pad_png(data: bytes, path: Path, size_bytes: int) -> None:
+    """Write the same picture to a file of at least this size: zeros, in a chunk nobody reads."""
+    header, rest = data[:33], data[33:]  # the signature and IHDR, which comes first
+    kind, zeros = b"juNk", bytes(MIB)
+    crc = zlib.crc32(kind)
+    for _ in range(size_bytes // MIB):
+        crc = zlib.crc32(zeros, crc)
+    length = size_bytes // MIB * MIB
+    with path.open("wb") as file:
+        file.write(header + struct.pack(">I", length) + kind)
+        file.seek(length, 1)
+        file.write(struct.pack(">I", crc) + rest)
 
 
 def check_image(

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ import pytest
 
 from tests.conftest import RunningServer
 from tests.contract.conftest import (
+    MIB,
     SCRIPTS,
     SMALL_INPUTS,
     WAIT_SECONDS,
     make_picture,
+    pad_png,
     skip_or_fail,
 )
 
@@ -26,14 +27,6 @@ JS = Path(__file__).parent / "js"
 FOREIGN = "https://example.com/"
 COMMAND = Path(sys.executable).parent / "flux2-serve"
 WAYS = (["unshare", "--mount", "--net"], ["unshare", "--map-root-user", "--mount", "--net"])
-
-needs_fetcher = pytest.mark.skipif(
-    not (find_spec("server.fetch") and find_spec("server.prefetch")),
-    reason="this server does not fetch image URLs yet",
-)
-needs_storage = pytest.mark.skipif(
-    find_spec("server.tickets") is None, reason="this server takes no uploads yet"
-)
 
 SEED_EXAMPLE = """
 import fal_client
@@ -65,9 +58,13 @@ def python(script: str, *arguments: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a picture to upload."""
+    """Return the path of a picture to upload.
+
+    Beside it lies `big.png`, the same picture in so many bytes that clients upload it in parts.
+    """
     path = tmp_path_factory.mktemp("picture") / "picture.png"
     path.write_bytes(make_picture())
+    pad_png(make_picture(), path.with_name("big.png"), 101 * MIB)
     return path
 
 
@@ -156,7 +153,8 @@ def check_uploads(told: Any) -> None:
     assert told["stored"]["upload"] == told["stored"]["upload_file"] == told["sent"]
     assert told["text"] == "just words"
     made = told["made"]
-    assert made["upload"] == made["upload_file"] == made["upload_image"] == made["data"]
+    for way in ("upload", "upload_file", "upload_image", "upload_file in parts"):
+        assert made[way] == made["data"], way
     assert made["none"] != made["data"]
 
 
@@ -167,7 +165,6 @@ def test_python_client_through_the_proxy(server: RunningServer) -> None:
     assert told["foreign"] == "ProxyError: 403 Forbidden"
 
 
-@needs_storage
 def test_uploads_through_the_proxy(server: RunningServer, picture: Path, tmp_path: Path) -> None:
     """All of the client's uploads end as the reference image of an edit."""
     check_uploads(run_by_proxy(server, python("upload_and_edit.py", picture, tmp_path)))
@@ -180,13 +177,11 @@ def test_python_client_with_mapped_names(mapped: dict[str, Any]) -> None:
     assert told["foreign"].startswith("ConnectError")
 
 
-@needs_storage
 def test_uploads_with_mapped_names(mapped: dict[str, Any]) -> None:
     """The same, by the names that the client has built in."""
     check_uploads(json.loads(output_of(mapped["uploads"])))
 
 
-@needs_fetcher
 def test_example_of_fal_s_page_runs_letter_for_letter(mapped: dict[str, Any]) -> None:
     """Its picture is fetched from the host that it names, which here is another local server."""
     result = ast.literal_eval(output_of(mapped["seed"]).splitlines()[-1])

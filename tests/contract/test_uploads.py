@@ -3,8 +3,6 @@
 import base64
 import json
 import shutil
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,11 @@ import pytest
 
 from tests.conftest import RunningServer, StartServer
 from tests.contract.conftest import (
+    MIB,
     Api,
     connect,
     make_picture_uri,
+    pad_png,
     poll_until,
     run_python_client,
 )
@@ -28,23 +28,8 @@ __all__ = ["node"]
 
 EDIT = "fal-ai/flux-2/flash/edit"
 INPUT = {"prompt": "Paint it blue", "image_size": "square", "seed": 3, "sync_mode": True}
-MIB = 1024 * 1024
 SAME_BYTES = {"upload", "upload_file", "repository", "fallback", "blob", "untyped", "file"}
 KEY = "local:local"  # what the clients send
-
-
-def pad_png(data: bytes, path: Path, size_bytes: int) -> None:
-    """Write the same picture to a file of at least this size: zeros, in a chunk nobody reads."""
-    header, rest = data[:33], data[33:]  # the signature and IHDR, which comes first
-    kind, zeros = b"juNk", bytes(MIB)
-    crc = zlib.crc32(kind)
-    for _ in range(size_bytes // MIB):
-        crc = zlib.crc32(zeros, crc)
-    length = size_bytes // MIB * MIB
-    with path.open("wb") as file:
-        file.write(header + struct.pack(">I", length) + kind)
-        file.seek(length, 1)
-        file.write(struct.pack(">I", crc) + rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,6 +284,6 @@ def test_the_process_dies_with_the_gateway(make_settings: MakeSettings, source: 
 
 def test_the_gateway_does_not_load_the_decoders() -> None:
     """What reads strangers' pictures is not even imported where the server answers."""
-    code = "import sys, server.decoder; print('pi_heif' in sys.modules)"
+    code = "import sys, server.app; print('pi_heif' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout.strip() == b"False"

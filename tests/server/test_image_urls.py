@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 
 from server.catalogue import find_endpoint
-from server.image_urls import MAX_URL_CHARACTERS, need_of, own_file_name, own_names
+from server.image_urls import MAX_URL_CHARACTERS, need_of, own_file_name
 from server.jobs import Need
-from server.machine import machine_names
-from server.settings import Settings
 
 NAME = "0123456789abcdef" * 2 + ".png"
 ORIGIN = "https://box.example:8443"
@@ -56,15 +54,6 @@ def test_our_files_are_ours_under_all_our_names(url: str) -> None:
 def test_nothing_else_is_ours(url: str) -> None:
     """A stranger's host stays one whatever it is called, and our other paths are no files."""
     assert own_file_name(url, ORIGIN, NAMES) is None
-
-
-def test_the_box_knows_its_names(settings: Settings) -> None:
-    """The hosts of fal, this machine, loopback, further names of its own, and the public URL."""
-    changes = {"tls_names": ("box.lan",), "public_url": "https://images.example:8443"}
-    names = own_names(settings.model_copy(update=changes))
-    assert {"v3b.fal.media", "fal.media", "localhost", "127.0.0.1", "::1"} <= names
-    assert {"box.lan", "images.example", *machine_names()} <= names
-    assert None not in own_names(settings)
 
 
 @pytest.mark.parametrize(

@@ -341,3 +341,23 @@ async def test_numbers_that_json_cannot_carry_are_listed_as_null(box: Box) -> No
     assert json.loads(json.dumps(page, allow_nan=False)) == page
     assert page["items"][0]["json_input"] == {"prompt": "x", "seed": None}
     assert page["items"][0]["status_code"] == 422
+
+
+async def test_a_forbidden_file_is_no_reference_for_another_key(box: Box) -> None:
+    """The other's edit ends as with a name of nobody's; the owner's own is made."""
+    edit = "fal-ai/flux-2/flash/edit"
+    details = []
+    for headers, name in (
+        (box.owner, box.files[edit]),
+        (box.other, box.files[edit]),
+        (box.other, f"{uuid.uuid4().hex}.png"),
+    ):
+        body = {**SMALL_INPUTS[edit], "image_urls": [f"http://box/files/{name}"]}
+        accepted = await box.call(headers, "POST", f"/queue/{edit}", json=body)
+        path = f"/queue/{edit}/requests/{accepted.json()['request_id']}"
+        async with asyncio.timeout(WAIT_SECONDS):
+            await box.call(headers, "GET", f"{path}/status/stream")
+        answer = await box.call(headers, "GET", path)
+        details.append((answer.status_code, answer.text.replace(name, "NAME")))
+    assert [code for code, _ in details] == [200, 422, 422]
+    assert details[1] == details[2]

@@ -29,7 +29,7 @@ SECRETS = (
     "Bearer abc.def-ghi_jkl",
     "Basic bmFtZTpzZWNyZXQ=",
     "wss://box/x?fal_jwt_token=abcdefghi.jkl&a=b",
-    "PUT /uploads/eyJ0aWNrZXQ.signed-part HTTP/1.1",
+    "PUT /files/x.png/multipart/eyJ0aWNrZXQ.signed-part HTTP/1.1",
     "http://box/x?a=b&token=abcdefghi.jkl",
 )
 
@@ -75,7 +75,7 @@ def test_secrets_are_hidden_in_any_field() -> None:
         assert part not in text
     assert f"Key {HIDDEN}" in text
     assert f"fal_jwt_token={HIDDEN}&a=b" in text
-    assert f"/uploads/{HIDDEN} HTTP/1.1" in text
+    assert f"/multipart/{HIDDEN} HTTP/1.1" in text
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_server_s_log(start_server: StartServer, tmp_path: Path, on: bool) -> 
         for prompt in prompts:
             assert http.post(f"/{ENDPOINT}", json={**INSTANT, "prompt": prompt}).status_code == 200
         http.get("/%0a%1b[2J/forged", params={"fal_jwt_token": KEY})
-        http.put(f"/uploads/{KEY}/part", content=b"x")
+        http.put(f"/files/x.png/multipart/{KEY}/1", content=b"x")
         wait_until(
             lambda: sum('"completed"' in line for line in server.lines) >= len(prompts), 20, "log"
         )

@@ -1,6 +1,7 @@
 """Uploads a picture in each way that fal's Python client has, and edits it by each URL.
 
-Arguments: the path of a PNG, and a folder to write to. Prints as JSON the URLs that the uploads
+Arguments: the path of a PNG, with the same picture in a large `big.png` beside it, and a folder
+to write to. Prints as JSON the URLs that the uploads
 gave, what a plain GET of each gives, and a digest of the image that each edit made: `data` from a
 data URI of the same bytes, `none` from the same prompt without a picture.
 """
@@ -33,6 +34,7 @@ def main() -> None:
     urls = {
         "upload": fal_client.upload(data, "image/png", "picture.png"),
         "upload_file": fal_client.upload_file(path),
+        "upload_file in parts": fal_client.upload_file(path.with_name("big.png")),
         "upload_image": fal_client.upload_image(Image.open(path), format="png"),
     }
     text_url = fal_client.upload_file(plain_text)
