@@ -84,7 +84,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         openapi.make_router(),
         jwks.make_router(gateway.signer),
         files.make_router(store, gateway.files, metrics, clock),
-        UploadRoutes(gateway.uploads, gateway.tickets, settings.upload_limit_bytes).router,
+        UploadRoutes(gateway.uploads, gateway.tickets).router,
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         run.make_router(

@@ -1,7 +1,5 @@
 """The part of the server's OpenAPI document about uploads and files."""
 
-from typing import Any
-
 from server.routes.document_parts import (
     LIFECYCLE,
     NAME,
@@ -17,6 +15,7 @@ from server.routes.document_parts import (
     parameter,
     record,
 )
+from server.uploads import MAX_PARTS
 
 
 def storage_paths() -> Json:
@@ -60,9 +59,12 @@ def file_paths() -> Json:
     name = parameter("path", "name", NAME, "The name in the file's URL.")
     upload_id = parameter("path", "upload_id", NAME, "The id that the announcement answered.")
     number = parameter(
-        "path", "number", {"type": "integer", "minimum": 1, "maximum": 10_000}, "Which part it is."
+        "path",
+        "number",
+        {"type": "integer", "minimum": 1, "maximum": MAX_PARTS},
+        "Which part it is.",
     )
-    ticket = parameter("path", "ticket", NAME, "The signed ticket in the `upload_url`.")
+    ticket = parameter("query", "ticket", NAME, "From the `upload_url`.", required=True)
     file_name = parameter("header", "X-Fal-File-Name", TEXT, "What the sender calls the file.")
     part = record(partNumber={"type": "integer"}, etag=TEXT)
     parts = body(record(parts={"type": "array", "items": part}))
@@ -72,32 +74,36 @@ def file_paths() -> Json:
     file = {code: answer("The file.", media="*/*") for code in (200, 206)}
     file[304] = {"description": "It is what the caller has."}
 
-    def take(key: str, text: str, made: Json | None, **more: Any) -> Json:
+    def take(key: str, text: str, made: Json | None, **more: object) -> Json:
         return operation(key, text, {200: answer("Taken.", made)}, OF_AN_UPLOAD, **more, **tag)
 
     def put(key: str, *parameters: Json) -> Json:
-        return take(key, "Upload.", None, parameters=[*parameters], requestBody=raw)
+        return take(key, "Upload.", {"type": "object"}, parameters=[*parameters], requestBody=raw)
 
     def finish(key: str, *parameters: Json) -> Json:
         text = "Put the parts together."
-        return take(key, text, None, parameters=[*parameters], requestBody=parts)
+        return take(key, text, there, parameters=[*parameters], requestBody=parts)
 
     upload, inside = "/files/upload", "/files/{name}/multipart/{upload_id}"
+    sent: Json = {"parameters": [file_name, LIFECYCLE]}
+    downloads = {
+        method: operation(
+            f"{method} file",
+            "A stored file.",
+            file,
+            OF_A_FILE,
+            parameters=[name, ranged],
+            **tag,
+        )
+        for method in ("get", "head")
+    }
     return {
-        upload: {"post": take("upload", "Upload a file.", there, requestBody=raw,
-                              parameters=[file_name, LIFECYCLE])},
-        f"{upload}/multipart": {"post": take("begin", "Begin to upload in parts.", begun,
-                                             parameters=[file_name, LIFECYCLE])},
+        upload: {"post": take("upload", "Upload a file.", there, requestBody=raw, **sent)},
+        f"{upload}/multipart": {"post": take("begin", "Begin to upload in parts.", begun, **sent)},
         f"{inside}/{{number}}": {"put": put("part", name, upload_id, number)},
         f"{inside}/complete": {"post": finish("complete", name, upload_id)},
-        "/uploads/{ticket}": {"put": put("put", ticket)},
-        "/uploads/{ticket}/{number}": {"put": put("put part", ticket, number)},
-        "/uploads/{ticket}/complete": {"post": finish("complete put", ticket)},
-        "/files/{name}": {
-            method: operation(
-                f"{method} file", "A stored file.", file, OF_A_FILE, parameters=[name, ranged],
-                **tag,
-            )
-            for method in ("get", "head")
-        },
-    }  # fmt: skip
+        "/uploads/{name}": {"put": put("put", name, ticket)},
+        "/uploads/{name}/{number}": {"put": put("put part", name, number, ticket)},
+        "/uploads/{name}/complete": {"post": finish("complete put", name, ticket)},
+        "/files/{name}": downloads,
+    }

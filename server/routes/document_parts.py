@@ -54,9 +54,7 @@ ERRORS: Mapping[int, str] = {
     404: "There is no such thing, or not for this caller.",
     405: "The path does not know this method.",
     408: "The request took too long to arrive.",
-    409: "It is not in a state for that.",
     410: "The file is gone from the disk.",
-    411: "The length must be announced.",
     413: "The body is too long.",
     416: "The file has no such range.",
     422: "The input was refused.",
@@ -66,7 +64,6 @@ ERRORS: Mapping[int, str] = {
     500: "The model failed.",
     503: "The server cannot do that at the moment.",
     504: "The request did not start in the time that its caller set.",
-    507: "There is no room for the file.",
 }
 
 ALWAYS = (400, 401, 403, 404, 405, 408, 429, 431, 503)
@@ -74,7 +71,7 @@ ALWAYS = (400, 401, 403, 404, 405, 408, 429, 431, 503)
 
 OF_A_BODY = (413, 422)
 OF_A_JOB = (*OF_A_BODY, 499, 500, 504)
-OF_AN_UPLOAD = (*OF_A_BODY, 409, 410, 411, 507)
+OF_AN_UPLOAD = (*OF_A_BODY, 499)
 OF_A_FILE = (410, 416)
 
 

@@ -5,13 +5,10 @@ it gets a signed URL, `/uploads/NAME?ticket=...`, and sends no key there. File n
 give are not used for anything.
 """
 
-from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, ValidationError
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.errors import RequestError, field_errors
@@ -25,8 +22,6 @@ from server.routes.auth import caller_of, caller_or_none, unauthorized
 from server.routes.doors import REST_PREFIX, door_of
 from server.tickets import MAX_TICKET_CHARACTERS, Ticket, Tickets
 from server.uploads import MAX_PARTS, Uploads, unknown_upload
-
-T = TypeVar("T")
 
 UPLOADS_PREFIX = "/uploads/"
 STORAGE_PREFIX = f"{REST_PREFIX}/storage"
@@ -57,10 +52,9 @@ class PartList(BaseModel):
 class UploadRoutes:
     """The routes over the given parts; `router` holds them."""
 
-    def __init__(self, uploads: Uploads, tickets: Tickets, limit_bytes: int) -> None:
+    def __init__(self, uploads: Uploads, tickets: Tickets) -> None:
         self._uploads = uploads
         self._tickets = tickets
-        self._limit_bytes = limit_bytes
         self.router = APIRouter(include_in_schema=False)
         for path, route, method in (
             (f"{STORAGE_PREFIX}/auth/token", self.token, "POST"),
@@ -156,8 +150,7 @@ class UploadRoutes:
         )
 
     async def _receive(self, request: Request, ticket: Ticket, caller: Caller) -> Response:
-        body = _body(request)
-        await self._heard_out(request, body, self._uploads.receive(ticket, caller, body))
+        await self._uploads.receive(ticket, caller, _body(request))
         return AsciiJSONResponse({"access_url": _file_url(request, ticket)})
 
     async def _receive_part(
@@ -165,9 +158,7 @@ class UploadRoutes:
     ) -> Response:
         if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise RequestError(404, "Not Found")
-        body = _body(request)
-        receiving = self._uploads.receive_part(ticket, caller, int(number), body)
-        etag = await self._heard_out(request, body, receiving)
+        etag = await self._uploads.receive_part(ticket, caller, int(number), _body(request))
         return AsciiJSONResponse(
             {"partNumber": int(number), "etag": etag}, headers={"etag": f'"{etag}"'}
         )
@@ -181,34 +172,6 @@ class UploadRoutes:
             ticket, [(part.part_number, part.etag) for part in listed.parts]
         )
         return AsciiJSONResponse({"access_url": _file_url(request, ticket)})
-
-    async def _heard_out(self, request: Request, body: Body, receiving: Awaitable[T]) -> T:
-        """Wait for an upload. When it is refused, read within bounds what is still being sent.
-
-        A sender who is cut off sees a broken connection instead of the answer, and tries again.
-        """
-        try:
-            return await receiving
-        except ClientDisconnect:
-            raise RequestError(499, "The upload was broken off", "client_disconnected") from None
-        except RequestError as error:
-            if not await self._read_out(request, body):
-                error.headers["connection"] = "close"
-            raise
-
-    async def _read_out(self, request: Request, body: Body) -> bool:
-        """Read the rest of a body; say whether it came to its end within bounds."""
-        left = self._limit_bytes
-        if body.announced_bytes > 2 * left or "expect" in request.headers:
-            return False
-        try:
-            async for chunk in body.chunks:
-                left -= len(chunk)
-                if left < 0:
-                    return False
-        except ClientDisconnect:
-            return False
-        return True
 
     def _cdn_caller(self, request: Request) -> Caller:
         """Return whose token it is, else whose key. Raises `RequestError` 401."""

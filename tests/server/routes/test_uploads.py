@@ -57,7 +57,7 @@ class Box:
         uploads = Uploads(settings, self.store, self.files, self._clock)
         self.metrics = Metrics(self._clock, self.store.backlog)
         app = FastAPI(exception_handlers={FalError: handle_fal_error})
-        app.include_router(UploadRoutes(uploads, self.tickets, settings.upload_limit_bytes).router)
+        app.include_router(UploadRoutes(uploads, self.tickets).router)
         app.include_router(
             file_routes.make_router(self.store, self.files, self.metrics, self._clock)
         )
