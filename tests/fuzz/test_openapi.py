@@ -23,6 +23,7 @@ CHECKS = (
 )
 SECONDS_PER_EXAMPLE = 5
 LEAST_CASES = 4500
+EDIT = "fal-ai/flux-2/flash/edit"
 
 
 def test_no_request_gets_what_the_document_does_not_promise(
@@ -60,7 +61,7 @@ def test_no_request_gets_what_the_document_does_not_promise(
     assert found["operations"]["tested"] == found["operations"]["total"]
     assert found["test_cases"]["generated"] >= LEAST_CASES
     # Cases that are all refused at the door would prove little about what is behind it.
-    for path in (f"/{ENDPOINT}", f"/queue/{ENDPOINT}"):
+    for path in (f"/{ENDPOINT}", f"/queue/{ENDPOINT}", f"/{EDIT}"):
         rates = found["valid_rates"][f"POST {path}"]["fuzzing"]
         assert rates["accepted"] > rates["rejected"], path
     assert server.stop() == 0
