@@ -14,15 +14,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
 from bench_cores import choose_cores
 from bench_load import percentile
-from bench_queue import COMMAND, REPORT
-from bench_server import SUBMIT_PATH, Served, serve, status_path
+from bench_report import append, heading
+from bench_server import COMMAND, SUBMIT_PATH, Served, serve, status_path
 
 JOB: dict[str, Any] = {"prompt": "A", "image_size": "square", "num_inference_steps": 4, "seed": 1}
 LONG_JOB: dict[str, Any] = {**JOB, "num_images": 4, "num_inference_steps": 50}
@@ -51,8 +50,7 @@ def main() -> int:
     text = write_section(options, (alone, beside, submits), closed[-1], growth)
     print(text)
     if options.append:
-        with REPORT.open("a", encoding="utf-8") as report:
-            report.write(f"\n{text}")
+        append(text)
     return 0 if held else 1
 
 
@@ -169,8 +167,7 @@ def write_section(
     streams = f"{options.streams} status streams at once: the gateway grew by {growth:.1f} MiB"
     return "\n".join(
         (
-            f"## Edge, {datetime.now(UTC):%d %B %Y}",
-            "",
+            *heading("edge"),
             "| a client's calls | count | median ms | p99 ms | longest ms |",
             "|---|---|---|---|---|",
             row("alone", alone),

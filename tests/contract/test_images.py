@@ -12,7 +12,7 @@ FLUX, FLEX, EDIT = "fal-ai/flux-2", "fal-ai/flux-2-flex", "fal-ai/flux-2/flash/e
 SMALL = {"prompt": "A lighthouse", "num_inference_steps": 4, "image_size": "square"}
 SMALL_EDIT = {"prompt": "Paint it blue", "image_size": "square"}
 OTHER_HOST = "https://images.example/a.png"
-FORMATS = [".png", ".jpg", ".jpeg", ".webp"]
+FORMATS = [".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic"]
 
 
 def make_data_uri(data: bytes, kind: str = "image/png") -> str:

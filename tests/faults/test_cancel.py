@@ -96,7 +96,7 @@ def ask_and_hang_up(gateway: Gateway, prompt: str, status: str) -> str:
     """Send a synchronous request and hang up once it has this status; return its id."""
     body = json.dumps({"prompt": prompt, "image_size": "square"})
     head = (
-        f"POST /{ENDPOINT} HTTP/1.1\r\nHost: box\r\nContent-Type: application/json\r\n"
+        f"POST /{ENDPOINT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", gateway.port)) as connection:

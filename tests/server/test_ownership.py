@@ -82,7 +82,7 @@ class Box:
     ) -> httpx2.Response:
         """Send a request from an address that nobody used before."""
         transport = httpx2.ASGITransport(self.app, client=(next(ADDRESSES), 1))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://box") as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, headers=headers, **kwargs)
 
     async def fill(self) -> None:
@@ -195,7 +195,7 @@ async def test_no_door_leads_around_ownership(box: Box) -> None:
         target = {"x-fal-target-url": f"https://queue.fal.run{path}"}
         for further, way in (
             ({"host": "queue.fal.run"}, path),
-            ({"host": "queue.box"}, path),
+            ({"host": "queue.fal.run"}, path),
             (target, "/api/fal/proxy"),
             ({}, f"/queue/{path}/"),
         ):
@@ -302,7 +302,7 @@ async def test_the_owner_erases(box: Box) -> None:
         name = box.files[endpoint_id]
         answer = await box.call(box.owner, "DELETE", path)
         assert answer.status_code == 200
-        link = {"link": f"http://box/files/{name}", "exception": None}
+        link = {"link": f"http://localhost/files/{name}", "exception": None}
         assert answer.json() == {"cdn_delete_results": [link]}
         for gone in (f"/queue/{endpoint_id}/requests/{request_id}", f"/files/{name}"):
             assert (await box.call(box.owner, "GET", gone)).status_code == 404
@@ -352,7 +352,7 @@ async def test_a_forbidden_file_is_no_reference_for_another_key(box: Box) -> Non
         (box.other, box.files[edit]),
         (box.other, f"{uuid.uuid4().hex}.png"),
     ):
-        body = {**SMALL_INPUTS[edit], "image_urls": [f"http://box/files/{name}"]}
+        body = {**SMALL_INPUTS[edit], "image_urls": [f"http://localhost/files/{name}"]}
         accepted = await box.call(headers, "POST", f"/queue/{edit}", json=body)
         path = f"/queue/{edit}/requests/{accepted.json()['request_id']}"
         async with asyncio.timeout(WAIT_SECONDS):

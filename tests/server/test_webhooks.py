@@ -117,7 +117,7 @@ async def test_the_whole_server_sends_what_fal_would(
     async with (
         Receiver() as receiver,
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://box") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         ids = {}
         for name, arguments in inputs.items():
