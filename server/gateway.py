@@ -93,7 +93,7 @@ class Gateway:
         await self.store.open()
         try:
             await recover(self.store, self.files, self._inputs, self.clock)
-            await self._decoder.start()
+            await self._start_decoder()
             await self._webhooks.start()
             self.tickets.load()
             self.dispatcher.start(held=self.settings.start_mode == "hold")
@@ -121,6 +121,13 @@ class Gateway:
         """Stop the work, and then the waiting for it; HTTP goes on. May be called again."""
         await self.dispatcher.stop(seconds)
         self.events.close()
+
+    async def _start_decoder(self) -> None:
+        """Have it warm for the first picture. Without it everything but edits works, so go on."""
+        try:
+            await self._decoder.start()
+        except OSError as error:
+            log.error("the image decoder does not start", reason=str(error))
 
     def _on_completed(self, job: Job) -> None:
         self.metrics.completed(job)

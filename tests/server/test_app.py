@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import httpx2
 import pytest
 
 from server.app import create_app
@@ -64,3 +65,18 @@ def test_without_a_key_the_network_is_refused(make_settings: Callable[..., Setti
     assert not make_keyring(make_settings(host="::", allow_anonymous=True)).has_keys
     assert make_keyring(make_settings(host="::", api_key="any")).has_keys
     assert not make_keyring(make_settings()).has_keys
+
+
+@pytest.mark.anyio
+async def test_without_a_decoder_the_rest_works(make_settings: Callable[..., Settings]) -> None:
+    """A limit too small for the decoder costs edits alone, not the server."""
+    app = create_app(make_settings(decode_memory_bytes=1))
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        made = await client.post("/fal-ai/flux-2", json={"prompt": "now", "seed": 1})
+        assert made.status_code == 200
+        ready = await client.get("/health/ready")
+    assert ready.json()["status"] == "ready"
