@@ -28,6 +28,7 @@ def make_router(
 ) -> APIRouter:
     """Make the routes over the given parts."""
     router = APIRouter(tags=["health"])
+    is_inward = bool(settings.fetch_allow or settings.webhook_allow)
 
     async def live() -> Response:
         """Answer 200 for as long as the server takes requests."""
@@ -43,6 +44,7 @@ def make_router(
             "safety": settings.safety,
             # No reason to send callers away: those whose keys were known before are served.
             "keys": "the key file cannot be used, see the log" if keys.problem else "ok",
+            "private_targets": "listed ones" if is_inward else "none",
             "queue": {"IN_QUEUE": len(store.backlog), "IN_PROGRESS": store.backlog.in_progress},
         }
         return AsciiJSONResponse(body, status_code=503 if problem else 200)

@@ -80,3 +80,25 @@ async def test_without_a_decoder_the_rest_works(make_settings: Callable[..., Set
         assert made.status_code == 200
         ready = await client.get("/health/ready")
     assert ready.json()["status"] == "ready"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "none"),
+        ({"fetch_allow": ("10.0.0.0/8",)}, "listed ones"),
+        ({"webhook_allow": ("hooks.lan",)}, "listed ones"),
+    ],
+)
+async def test_readiness_tells_of_a_hole_in_the_guard(
+    make_settings: Callable[..., Settings], changes: dict[str, tuple[str, ...]], told: str
+) -> None:
+    """That requests may lead into the operator's own network is seen without reading settings."""
+    app = create_app(make_settings(**changes))
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        assert (await client.get("/health/ready")).json()["private_targets"] == told
