@@ -17,6 +17,7 @@ from server.jobs import StoredFile
 from server.lifecycle import may_read
 from server.media import SHOWN_TYPES
 from server.metrics import Metrics
+from server.routes.answers import error_response
 from server.routes.auth import caller_or_none
 from server.store import Store
 
@@ -46,7 +47,17 @@ class StoredFileResponse(FileResponse):
                 MutableHeaders(scope=message).update(SAFE_HEADERS)
             await send(message)
 
-        await super().__call__(scope, receive, send_safely)
+        try:
+            descriptor = await asyncio.to_thread(os.open, self.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            await error_response(_unknown_file())(scope, receive, send)  # it expired just now
+            return
+        # Opened before a length is promised: a file that expires meanwhile is sent to its end.
+        self.path = f"/proc/self/fd/{descriptor}"
+        try:
+            await super().__call__(scope, receive, send_safely)
+        finally:
+            os.close(descriptor)
 
 
 def make_router(store: Store, files: FileStore, metrics: Metrics, clock: Clock) -> APIRouter:
@@ -58,7 +69,7 @@ def make_router(store: Store, files: FileStore, metrics: Metrics, clock: Clock) 
         caller = caller_or_none(request) if record and record.acl else None
         reader = caller.owner if caller else None
         if record is None or not may_read(record.acl, record.owner, reader):
-            raise RequestError(404, "File not found")
+            raise _unknown_file()
         headers = _headers(record, clock())
         if _is_known(request.headers.get("if-none-match"), headers["etag"]):
             return Response(status_code=304, headers=headers)
@@ -74,6 +85,10 @@ def make_router(store: Store, files: FileStore, metrics: Metrics, clock: Clock) 
 
     router.add_api_route(f"{URL_PREFIX}{{name}}", download, methods=["GET", "HEAD"])
     return router
+
+
+def _unknown_file() -> RequestError:
+    return RequestError(404, "File not found")
 
 
 def _headers(record: StoredFile, now: float) -> dict[str, str]:

@@ -1,11 +1,15 @@
 """Files as they are served: who may read them, how long they may be kept, and what is gone."""
 
+import asyncio
 import json
+from pathlib import Path
 
 import pytest
+from starlette.types import Message
 
 from server.jobs import StoredFile
 from server.metrics import Metrics
+from server.routes.files import StoredFileResponse
 from tests.server.routes.test_uploads import NOW, PNG, Box, box
 
 __all__ = ["box"]
@@ -108,3 +112,42 @@ async def test_a_range_may_not_be_satisfied(box: Box) -> None:
         assert answer.status_code in statuses, ranges[:20]
         assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def send_file(path: Path, unlink_at: str | None) -> list[Message]:
+    """Send a file that is unlinked when a message of this type goes out; return the messages."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()  # the client stays and says nothing
+        raise AssertionError("never comes")
+
+    async def send(message: Message) -> None:
+        if message["type"] == unlink_at:
+            path.unlink()
+        sent.append(message)
+
+    response = StoredFileResponse(path, stat_result=path.stat())
+    if unlink_at is None:
+        path.unlink()
+    await response({"type": "http", "method": "GET", "headers": []}, receive, send)
+    return sent
+
+
+async def test_a_file_that_expires_while_it_is_sent_is_sent_whole(tmp_path: Path) -> None:
+    """Once its length is promised it comes, although its name is gone."""
+    path = tmp_path / "file"
+    path.write_bytes(PNG)
+    start, *body = await send_file(path, "http.response.start")
+    assert start["status"] == 200
+    assert b"".join(message["body"] for message in body) == PNG
+    assert not path.exists()
+
+
+async def test_a_file_that_expires_before_it_is_sent_is_not_there(tmp_path: Path) -> None:
+    """The last moment looks like any other after its end."""
+    path = tmp_path / "file"
+    path.write_bytes(PNG)
+    start, body = await send_file(path, None)
+    assert start["status"] == 404
+    assert json.loads(body["body"]) == {"detail": "File not found"}
