@@ -31,10 +31,12 @@ class Crowd:
                 writer.write(first)
                 opened.set()
                 dripping = asyncio.create_task(_drip(writer, drip))
-                while await reader.read(4096):
-                    pass
-                dripping.cancel()
-                writer.close()
+                try:
+                    while await reader.read(4096):
+                        pass
+                finally:
+                    dripping.cancel()
+                    writer.close()
             self.closed += 1
             await asyncio.sleep(PAUSE_SECONDS)
 
