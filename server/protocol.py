@@ -56,6 +56,8 @@ class _Flow(FlowControl):
         if self.read_paused:
             super().resume_reading()
             self._protocol.restart()
+        else:
+            self._protocol.go_ahead()
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -73,6 +75,7 @@ class PatientProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._reading_head, self._reading_body = True, False
+        self._holds_back = False
         self._due = Due.NOTHING
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -128,6 +131,12 @@ class PatientProtocol(HttpToolsProtocol):
         """Give the client its time from now on: until now it was the server that did not read."""
         self._expect(self._what_is_due())
 
+    def go_ahead(self) -> None:
+        """Start the body's time when its sender, who asked first, has just been told to send."""
+        if self._holds_back and not self.cycle.waiting_for_100_continue:
+            self._holds_back = False
+            self.restart()
+
     def on_message_begin(self) -> None:
         """Note the first byte of a head."""
         super().on_message_begin()
@@ -153,6 +162,7 @@ class PatientProtocol(HttpToolsProtocol):
             return  # the parser stops here, and `_decline` reads the request once more
         super().on_headers_complete()
         self._reading_head, self._reading_body = False, True
+        self._holds_back = self.expect_100_continue
         self._idle_bytes = 0
 
     def on_body(self, body: bytes) -> None:
