@@ -75,7 +75,7 @@ class PatientProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._reading_head, self._reading_body = True, False
-        self._holds_back = False
+        self._holds_back, self._is_silent = False, True
         self._due = Due.NOTHING
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -111,6 +111,7 @@ class PatientProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._idle_bytes += len(data)
+        self._is_silent = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
@@ -273,7 +274,8 @@ class PatientProtocol(HttpToolsProtocol):
         self.data_received(b"".join((line, *lines, b"\r\n", rest)))
 
     def _give_up(self) -> None:
-        if self._due in (Due.HEAD, Due.BODY):
+        # Who never said a word may be about to: it would take this for the answer to its request.
+        if self._due in (Due.HEAD, Due.BODY) and not self._is_silent:
             self._refuse(408, "The request took too long to arrive", "request_timeout")
         else:
             self.transport.close()

@@ -58,7 +58,6 @@ def read_all(connection: socket.socket) -> bytes:
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"", 408),
         (HEAD, 408),
         (HEAD + b'Content-Length: 100\r\n\r\n{"prompt', 408),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", 408),
@@ -76,10 +75,11 @@ def test_slow_and_broken_requests(server: RunningServer, sent: bytes, status: in
     assert json.loads(body)["detail"]
 
 
-def test_a_silent_client_of_the_tls_port(server: RunningServer) -> None:
-    """It is hung up on without a word, as there is nobody to talk to yet."""
-    with connect(server.https) as connection:
-        assert read_all(connection) == b""
+def test_a_silent_client(server: RunningServer) -> None:
+    """It is hung up on without a word, on both ports: nothing was asked that could be answered."""
+    for url in (server.http, server.https):
+        with connect(url) as connection:
+            assert read_all(connection) == b""
 
 
 def is_answered(connection: socket.socket) -> bool:

@@ -28,7 +28,7 @@ async def box() -> AsyncIterator[Box]:
     await found.stop()
 
 
-@pytest.mark.parametrize("sent", [b"", b"\r\n", b"POST", HEAD, HEAD + b"Content-Length: 9"])
+@pytest.mark.parametrize("sent", [b"\r\n", b"POST", HEAD, HEAD + b"Content-Length: 9"])
 async def test_a_head_has_its_time(box: Box, sent: bytes) -> None:
     """From the first moment of the connection, however much of it is there: 408, and closed."""
     await box.start(header_seconds=SHORT_SECONDS)
@@ -54,6 +54,13 @@ async def test_a_dripping_head_is_not_given_more_time(box: Box) -> None:
     dripping = asyncio.create_task(drip())
     assert (await caller.is_hung_up_on()).startswith(b"HTTP/1.1 408 ")
     dripping.cancel()
+
+
+async def test_a_client_that_never_says_a_word_hears_none(box: Box) -> None:
+    """A request on its way would be taken for answered by a 408 that crosses it."""
+    await box.start(header_seconds=SHORT_SECONDS)
+    caller = await box.connect()
+    assert await caller.is_hung_up_on() == b""
 
 
 async def test_a_second_head_has_its_time(box: Box) -> None:
