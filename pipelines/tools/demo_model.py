@@ -9,23 +9,25 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import safetensors.torch
-import tokenizers
 import torch
 import transformers
-from diffusers.pipelines.flux2.system_messages import (
-    SYSTEM_MESSAGE,
-    SYSTEM_MESSAGE_UPSAMPLING_I2I,
-    SYSTEM_MESSAGE_UPSAMPLING_T2I,
-)
 
 from pipelines.compat import declare_torchvision_operators
+from pipelines.tools.model_parts import (
+    IMAGE_PATCH_MERGE,
+    IMAGE_PATCH_PIXELS,
+    SPECIAL_TOKENS,
+    build_processor,
+    build_scheduler,
+    open_to_all_readers,
+    whole_folder,
+)
 
 MANIFEST_NAME = "demo_model.json"
 """Lists every other file with its size in bytes. Its presence means that the folder is whole."""
@@ -33,32 +35,13 @@ MANIFEST_NAME = "demo_model.json"
 TURBO_LORA_PATH = Path("flash") / "flux.2-turbo-lora.safetensors"
 """Where the LoRA of the flash endpoints lies, relative to the model folder."""
 
+TURBO_LORA_KEY = "transformer.{layer}.lora_{side}.weight"
+"""How it names a layer's pair: side A down, B up. The layers have diffusers' names (Wan2GP issue
+1936); its card loads it by `load_lora_weights`, which needs the prefix before them."""
+
 _FORMAT = 1  # counted up whenever the files change, so that an old demo model is not mistaken
 _TEXT_WIDTH = 32
-_IMAGE_PATCH_PIXELS, _IMAGE_PATCH_MERGE = 14, 2
-_TOKENIZER_TEXTS = (SYSTEM_MESSAGE, SYSTEM_MESSAGE_UPSAMPLING_T2I, SYSTEM_MESSAGE_UPSAMPLING_I2I)
 _LORA_RANK = 4  # the real file has 256
-# <unk> to [/INST], and [IMG], have the numbers that Mistral gives them.
-_SPECIAL_TOKENS = (
-    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
-    *("<pad>", "[IMG_BREAK]", "[IMG_END]", "[IMG]"),
-)
-# Accepts what diffusers' `format_input` makes: content as a list of parts, and a turn of
-# images before a turn of text, both from the user.
-_CHAT_TEMPLATE = """\
-{%- macro render(content) -%}
-  {%- if content is string -%}{{ content }}{%- else -%}
-    {%- for part in content -%}{{ '[IMG]' if part.type == 'image' else part.text }}{%- endfor -%}
-  {%- endif -%}
-{%- endmacro -%}
-{{- bos_token -}}
-{%- for message in messages -%}
-  {%- set text = render(message.content) -%}
-  {%- if message.role == 'system' -%}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]
-  {%- elif message.role == 'user' -%}[INST]{{ text }}[/INST]
-  {%- else -%}{{ text }}{{ eos_token }}{%- endif -%}
-{%- endfor -%}
-"""
 
 
 def write_demo_model(folder: Path, seed: int = 0) -> None:
@@ -73,16 +56,11 @@ def write_demo_model(folder: Path, seed: int = 0) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty and holds no demo model of this version")
     declare_torchvision_operators()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        # An inner folder, because the outer one is readable by its owner only.
-        unfinished = Path(scratch) / folder.name
-        unfinished.mkdir()
+    with whole_folder(folder) as unfinished:
         with torch.random.fork_rng(devices=[]):
             _write_components(unfinished, seed)
         manifest = json.dumps(_manifest(unfinished, seed), indent=2)
         (unfinished / MANIFEST_NAME).write_text(manifest + "\n", encoding="utf-8")
-        unfinished.replace(folder)
 
 
 def has_demo_model(folder: Path, seed: int = 0) -> bool:
@@ -103,9 +81,9 @@ def _manifest(folder: Path, seed: int) -> dict[str, Any]:
 def _write_components(folder: Path, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     transformer = _build_transformer(random)
-    processor = _build_processor()
+    processor = build_processor()
     pipeline = diffusers.Flux2Pipeline(
-        scheduler=_build_scheduler(),
+        scheduler=build_scheduler(),
         vae=_build_vae(random),
         text_encoder=_build_text_encoder(len(processor.tokenizer), random),
         tokenizer=processor,
@@ -115,23 +93,7 @@ def _write_components(folder: Path, seed: int) -> None:
     lora = folder / TURBO_LORA_PATH
     lora.parent.mkdir()
     safetensors.torch.save_file(_build_turbo_lora(transformer, random), lora)
-    # safetensors keeps its files from other users; a server may well run as one.
-    mode = (folder / "model_index.json").stat().st_mode
-    for weights in folder.rglob("*.safetensors"):
-        weights.chmod(mode)
-
-
-def _build_scheduler() -> Any:
-    """FLUX.2 [dev] ships the scheduler settings of FLUX.1 [dev]."""
-    return diffusers.FlowMatchEulerDiscreteScheduler(
-        shift=3.0,
-        use_dynamic_shifting=True,
-        time_shift_type="exponential",
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-    )
+    open_to_all_readers(folder)
 
 
 def _build_transformer(random: torch.Generator) -> Any:
@@ -174,9 +136,9 @@ def _build_text_encoder(vocab_size: int, random: torch.Generator) -> Any:
             max_position_embeddings=4096,
             sliding_window=None,
             tie_word_embeddings=False,
-            bos_token_id=_SPECIAL_TOKENS.index("<s>"),
-            eos_token_id=_SPECIAL_TOKENS.index("</s>"),
-            pad_token_id=_SPECIAL_TOKENS.index("<pad>"),
+            bos_token_id=SPECIAL_TOKENS.index("<s>"),
+            eos_token_id=SPECIAL_TOKENS.index("</s>"),
+            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
         ),
         vision_config=transformers.PixtralVisionConfig(
             hidden_size=32,
@@ -184,10 +146,10 @@ def _build_text_encoder(vocab_size: int, random: torch.Generator) -> Any:
             num_hidden_layers=2,
             num_attention_heads=2,
             image_size=1540,
-            patch_size=_IMAGE_PATCH_PIXELS,
+            patch_size=IMAGE_PATCH_PIXELS,
         ),
-        image_token_index=_SPECIAL_TOKENS.index("[IMG]"),
-        spatial_merge_size=_IMAGE_PATCH_MERGE,
+        image_token_index=SPECIAL_TOKENS.index("[IMG]"),
+        spatial_merge_size=IMAGE_PATCH_MERGE,
         tie_word_embeddings=False,
     )
     text_encoder = transformers.Mistral3ForConditionalGeneration(config)
@@ -195,69 +157,34 @@ def _build_text_encoder(vocab_size: int, random: torch.Generator) -> Any:
     return text_encoder
 
 
-def _build_processor() -> Any:
-    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=_train_tokenizer(),
-        **roles,
-        padding_side="left",
-        truncation_side="right",
-        model_max_length=131072,
-        clean_up_tokenization_spaces=False,
-    )
-    return transformers.PixtralProcessor(
-        image_processor=transformers.PixtralImageProcessor(
-            patch_size=_IMAGE_PATCH_PIXELS, size={"longest_edge": 1540}
-        ),
-        tokenizer=tokenizer,
-        patch_size=_IMAGE_PATCH_PIXELS,
-        spatial_merge_size=_IMAGE_PATCH_MERGE,
-        chat_template=_CHAT_TEMPLATE,
-    )
+def turbo_lora_layers(transformer: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Name the layers that `flux.2-turbo-lora.safetensors` of fal/FLUX.2-dev-Turbo has pairs for.
 
-
-def _train_tokenizer() -> Any:
-    """Learn byte pairs from the texts that precede every prompt, so that these stay short.
-
-    Bytes alone would spend 190 of the 512 tokens on the system message.
+    That file was not at hand, but public traces of it agree: 170 pairs (flux-2-swift-mlx pull
+    request 15). In the real model the blocks' attention layers are 160, and outside the blocks are
+    eleven. Without `norm_out`, at rank 256 in bfloat16, that is to within 8 bytes of header the
+    2,760,814,872 bytes of its conversion Flux2TurboComfyv2 (diffusers issue 13484 is about a
+    conversion); no other choice fits, nor is there room for alphas.
     """
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=1024,
-        min_frequency=1,
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=list(_SPECIAL_TOKENS),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_TOKENIZER_TEXTS, trainer)
-    return tokenizer
+    return {
+        name: module
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and not (name.startswith("norm_out") or ".ff." in name or ".ff_context." in name)
+    }
 
 
 def _build_turbo_lora(
     transformer: torch.nn.Module, random: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Draw a LoRA laid out like `flux.2-turbo-lora.safetensors` of fal/FLUX.2-dev-Turbo.
-
-    That file was not at hand, but public traces of it agree. It uses diffusers' names (Wan2GP
-    issue 1936), for 170 low-rank pairs (flux-2-swift-mlx pull request 15): in the real model the
-    blocks' attention layers are 160, and outside the blocks there are eleven layers. Without
-    `norm_out`, at rank 256 in bfloat16, that is to within 8 bytes of header the 2,760,814,872
-    bytes of its conversion Flux2TurboComfyv2; no other choice fits, nor is there room for
-    alphas. Its card loads it by `load_lora_weights`, which needs the prefix `transformer.`
-    before such names. diffusers issue 13484 is about a conversion in the same repository.
-    """
     lora = {}
-    for name, module in transformer.named_modules():
-        is_left_out = name.startswith("norm_out") or ".ff." in name or ".ff_context." in name
-        if isinstance(module, torch.nn.Linear) and not is_left_out:
-            down = torch.randn(_LORA_RANK, module.in_features, generator=random)
-            up = torch.randn(module.out_features, _LORA_RANK, generator=random)
-            # Scaled so that the pair changes what a layer puts out by about a tenth.
-            down *= 0.1 * (module.in_features * _LORA_RANK) ** -0.5
-            lora[f"transformer.{name}.lora_A.weight"] = down.to(torch.bfloat16)
-            lora[f"transformer.{name}.lora_B.weight"] = up.to(torch.bfloat16)
+    for name, module in turbo_lora_layers(transformer).items():
+        down = torch.randn(_LORA_RANK, module.in_features, generator=random)
+        up = torch.randn(module.out_features, _LORA_RANK, generator=random)
+        # Scaled so that the pair changes what a layer puts out by about a tenth.
+        down *= 0.1 * (module.in_features * _LORA_RANK) ** -0.5
+        for side, tensor in (("A", down), ("B", up)):
+            lora[TURBO_LORA_KEY.format(layer=name, side=side)] = tensor.to(torch.bfloat16)
     return lora
 
 
