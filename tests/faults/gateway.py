@@ -278,7 +278,7 @@ def free_port() -> int:
     kernel's for outgoing connections.
     """
     for _ in range(1000):
-        port = random.randrange(20_000, 32_000)  # noqa: S311
+        port = random.randrange(20_000, 32_000)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

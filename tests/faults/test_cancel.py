@@ -77,7 +77,7 @@ def test_a_queued_job_leaves_at_once(gateway: Gateway, client: Client) -> None:
 
 def test_a_race_with_the_end_has_one_outcome(client: Client) -> None:
     """Whoever comes first, the cancel's answer and the result agree, and stay what they are."""
-    dice = random.Random(9)  # noqa: S311
+    dice = random.Random(9)
     seen = set()
     for _ in range(RACES):
         request_id = client.submit("plain")

@@ -60,7 +60,7 @@ def test_there_are_never_two_runners(gateway: Gateway) -> None:
 def test_a_drain_at_any_moment_loses_and_charges_nothing(make_gateway: MakeGateway) -> None:
     """F8: ten stops at random moments of a working queue; every job ends at its first attempt."""
     gateway = make_gateway(DRAIN_SECONDS="30")
-    dice = random.Random(8)  # noqa: S311
+    dice = random.Random(8)
     accepted: list[str] = []
     for _ in range(DRAINS):
         gateway.start(until=None)

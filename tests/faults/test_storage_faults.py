@@ -257,7 +257,7 @@ def test_a_damaged_database_is_left_alone(make_gateway: MakeGateway, log: str) -
     parts = [database, *([Path(f"{database}-wal")] if log == "waiting" else [])]
     good = {path: path.read_bytes() for path in parts}
     for seed in range(3):
-        damage(database, random.Random(seed))  # noqa: S311
+        damage(database, random.Random(seed))
         bad = {path: path.read_bytes() for path in parts}
         gateway.spawn()
         assert gateway.wait() == 2

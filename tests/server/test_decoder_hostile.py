@@ -64,7 +64,7 @@ async def test_flipped_bytes_are_a_picture_or_a_refusal(
     make_settings: MakeSettings, tmp_path: Path, file_format: str
 ) -> None:
     """Whatever byte of a file is wrong, nothing but the picture suffers."""
-    chance = random.Random(f"{SEED}{file_format}")  # noqa: S311  (reproducible, not secret)
+    chance = random.Random(f"{SEED}{file_format}")
     data = samples()[file_format]
     source, target = tmp_path / "source", tmp_path / "target.png"
     outcomes = {"picture": 0, "refused": 0, "replaced": 0}

@@ -184,7 +184,7 @@ async def test_kills_lose_no_webhook(tmp_path: Path, capsys: pytest.CaptureFixtu
     seed = int(os.environ.get("WEBHOOK_KILL_SEED", "1"))
     job_count = int(os.environ.get("WEBHOOK_KILL_JOBS", "60"))
     kill_count = int(os.environ.get("WEBHOOK_KILLS", "10"))
-    dice = random.Random(seed)  # noqa: S311  (where to kill is no secret)
+    dice = random.Random(seed)
     kills_left = kill_count
     child: asyncio.subprocess.Process | None = None
 

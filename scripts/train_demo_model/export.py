@@ -1,0 +1,62 @@
+"""Writes a trained model as a checkpoint folder: the layout that diffusers loads, and extras."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import safetensors.torch
+import torch
+
+from pipelines.tools.demo_model import TURBO_LORA_PATH
+from pipelines.tools.model_parts import build_scheduler, open_to_all_readers, whole_folder
+from scripts.train_demo_model.classifier import FOLDER_NAME as CLASSIFIER_FOLDER_NAME
+
+LARGEST_BYTES = 25_000_000
+"""The checkpoint lies in the repository, which everyone copies; it must not be larger."""
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    transformer: Any,
+    vae: Any,
+    text_encoder: Any,
+    processor: Any,
+    lora: Mapping[str, torch.Tensor],
+    classifier_folder: Path,
+) -> None:
+    """Write the parts to `folder`, all weights as safetensors that every user may read.
+
+    Transformer and VAE are converted, in place, to bfloat16 and the text encoder to float32, the
+    types they are stored in. The LoRA's tensors are stored as they are. The folder appears whole
+    or not at all.
+
+    Raises `FileExistsError` if `folder` is there and not empty, `ValueError` if what would be
+    written is larger than `LARGEST_BYTES`.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already")
+    pipeline = diffusers.Flux2Pipeline(
+        scheduler=build_scheduler(),
+        vae=vae.cpu().bfloat16(),
+        text_encoder=text_encoder.cpu().float(),
+        tokenizer=processor,
+        transformer=transformer.cpu().bfloat16(),
+    )
+    with whole_folder(folder) as unfinished:
+        pipeline.save_pretrained(unfinished, safe_serialization=True)
+        path = unfinished / TURBO_LORA_PATH
+        path.parent.mkdir()
+        safetensors.torch.save_file({key: lora[key].contiguous() for key in sorted(lora)}, path)
+        shutil.copytree(classifier_folder, unfinished / CLASSIFIER_FOLDER_NAME)
+        open_to_all_readers(unfinished)
+        size = size_bytes(unfinished)
+        if size > LARGEST_BYTES:
+            raise ValueError(f"the checkpoint has {size} bytes, more than {LARGEST_BYTES}")
+
+
+def size_bytes(folder: Path) -> int:
+    """Add up the sizes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

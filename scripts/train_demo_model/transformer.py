@@ -1,0 +1,199 @@
+"""Trains the transformer: rectified flow from noise to the answer, given text and references.
+
+Two stages share this module. The first learns the flow itself, with the prompt left out now and
+then. In the second the model becomes its own student: what two passes of the first stage's
+weights give under classifier-free guidance (https://arxiv.org/abs/2207.12598), it learns to give
+in one, for the guidance it is told (https://arxiv.org/abs/2210.03142), as FLUX.2 [dev] does.
+"""
+
+import copy
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from scripts.train_demo_model.conditions import TEXT_ROWS, Batch, Encoder, Pool, make_batch
+from scripts.train_demo_model.loop import Loop, autocast
+from scripts.train_demo_model.text_encoder import READ_LAYERS, TEXT_WIDTH
+
+_EMPTY_SHARE = 0.1  # of the prompts in the first stage
+# A token's 128 channels say the same few things many times, so pictures take shape while almost all
+# is noise, from 0.99 down to 0.9: half of all training happens there.
+_NOISE_SHIFT = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of batch: picture size in pixels, number of references, examples, how often."""
+
+    width: int
+    height: int
+    references: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStage:
+    """One run of the transformer: its batches, steps and peak learning rate.
+
+    `full_text_share` of the batches carry all 512 text rows. `guidance` makes it the stage in which
+    the model learns guided velocities from the weights it begins with.
+    """
+
+    kinds: tuple[Kind, ...]
+    steps: int
+    peak_rate: float
+    full_text_share: float
+    guidance: tuple[float, float] | None = None
+
+
+def build_transformer() -> Any:
+    """Make an untrained transformer: the real one's class and constants, small widths."""
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=128,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=64,
+        num_attention_heads=3,
+        joint_attention_dim=len(READ_LAYERS) * TEXT_WIDTH,
+        axes_dims_rope=(16, 16, 16, 16),
+    )
+    _begin_by_copying(transformer)
+    return transformer
+
+
+@torch.no_grad()
+def _begin_by_copying(transformer: Any) -> None:
+    """Begin with a network that hands its input on, and whose blocks listen.
+
+    At high noise the velocity is little but the input, 128 numbers a token through a width of 192:
+    learning to hand them on costs hundreds of steps in which nothing else is learned. The other
+    factors make up for torch's small default weights: modulation of some tenths instead of some
+    hundredths, and attention that tells tokens apart from the first step.
+    """
+    into = transformer.x_embedder.weight
+    torch.nn.init.orthogonal_(into)
+    # The norm before the output scales up what fills only some directions of the width.
+    transformer.proj_out.weight.copy_((into.shape[1] / into.shape[0]) ** 0.5 * into.T)
+    for name, parameter in transformer.named_parameters():
+        if "modulation" in name or name.startswith("norm_out"):
+            parameter.mul_(4.0)
+        if "attn.norm" in name:
+            parameter.mul_(1.5)
+
+
+def train_flow(
+    folder: Path,
+    transformer: Any,
+    encoder: Encoder,
+    device: torch.device,
+    *,
+    stage: FlowStage,
+    seed: int = 0,
+) -> Any:
+    """Train the flow, or its guided flow, in place; returns a copy with averaged weights."""
+    transformer.to(device)
+    teacher = copy.deepcopy(transformer).eval() if stage.guidance else None
+    transformer.train()
+    loop = Loop(
+        folder, transformer, steps=stage.steps, peak_rate=stage.peak_rate, average=0.997, seed=seed
+    )
+    pool, cast = Pool(encoder), autocast(device)
+    for step in loop:
+        source = random.Random(loop.seed_of(step))
+        kind = source.choices(stage.kinds, [kind.share for kind in stage.kinds])[0]
+        batch = _draw_batch(source, pool, encoder, kind, stage)
+        noise = torch.randn_like(batch.answer)
+        sigma = sample_sigmas(kind.count, source).to(device)
+        noisy = torch.lerp(batch.answer, noise, sigma[:, None, None])
+        scale = sample_scales(kind.count, source, stage.guidance).to(device)
+        target = noise - batch.answer
+        with cast():
+            if teacher is not None:
+                target = guided_velocity(teacher, batch, encoder, noisy, sigma, scale)
+            velocity = predict(transformer, batch, noisy, sigma, scale)
+        error = (velocity.float() - target).square().mean(dim=-1)
+        plain = float(error.detach().mean())
+        loop.update((error * batch.weights).mean(), **{f"references_{kind.references}": plain})
+    return loop.averaged()
+
+
+def predict(
+    transformer: Any, batch: Batch, noisy: torch.Tensor, sigma: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Ask for the velocity (B, S, 128) of the answer's tokens, as the pipeline does at a step."""
+    tokens, ids = noisy, batch.answer_ids
+    if batch.references is not None and batch.reference_ids is not None:
+        tokens = torch.cat([noisy, batch.references], dim=1)
+        ids = torch.cat([ids, batch.reference_ids], dim=1)
+    output: torch.Tensor = transformer(
+        hidden_states=tokens,
+        timestep=sigma,
+        guidance=scale,
+        encoder_hidden_states=batch.text,
+        txt_ids=batch.text_ids,
+        img_ids=ids,
+        return_dict=False,
+    )[0]
+    return output[:, : noisy.shape[1]]
+
+
+@torch.no_grad()
+def guided_velocity(
+    teacher: Any,
+    batch: Batch,
+    encoder: Encoder,
+    noisy: torch.Tensor,
+    sigma: torch.Tensor,
+    scale: torch.Tensor,
+) -> torch.Tensor:
+    """Give the teacher's velocity under classifier-free guidance of `scale` (B)."""
+    one = torch.ones_like(scale)
+    rows = batch.text.shape[1]
+    nothing = torch.cat([encoder.padding.expand(rows - len(encoder.nothing), -1), encoder.nothing])
+    empty = Batch(
+        text=nothing.expand_as(batch.text),
+        text_ids=batch.text_ids,
+        answer=batch.answer,
+        answer_ids=batch.answer_ids,
+        references=batch.references,
+        reference_ids=batch.reference_ids,
+        weights=batch.weights,
+    )
+    told = predict(teacher, batch, noisy, sigma, one).float()
+    untold = predict(teacher, empty, noisy, sigma, one).float()
+    return untold + scale[:, None, None] * (told - untold)
+
+
+def sample_sigmas(count: int, source: random.Random) -> torch.Tensor:
+    """Draw noise levels (count,): even ones, shifted upwards as the pipeline's schedule is."""
+    even = torch.tensor([source.uniform(0.002, 1.0) for _ in range(count)])
+    return _NOISE_SHIFT * even / (1 + (_NOISE_SHIFT - 1) * even)
+
+
+def sample_scales(
+    count: int, source: random.Random, bounds: tuple[float, float] | None
+) -> torch.Tensor:
+    """Draw guidance scales (count,), small ones more often; one where there is no guidance."""
+    if bounds is None:
+        return torch.ones(count)
+    low, high = bounds
+    return torch.tensor([low + (high - low) * source.random() ** 1.5 for _ in range(count)])
+
+
+def _draw_batch(
+    source: random.Random,
+    pool: Pool,
+    encoder: Encoder,
+    kind: Kind,
+    stage: FlowStage,
+) -> Batch:
+    examples = pool.draw(source, kind.width, kind.height, kind.references, kind.count)
+    # Padding takes part in attention, so its amount varies until the last stage has all of it.
+    rows = TEXT_ROWS if source.random() < stage.full_text_share else source.choice((64, 80, 96))
+    empty = [not stage.guidance and source.random() < _EMPTY_SHARE for _ in examples]
+    return make_batch(examples, encoder, rows, without_text=empty)

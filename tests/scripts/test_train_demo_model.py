@@ -1,0 +1,196 @@
+"""The training command: every stage runs, what it leaves is a FLUX.2, and training sees it so."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.loading import check_model_folder
+from scripts.train_demo_model.__main__ import main
+from scripts.train_demo_model.conditions import Encoder, Pool, make_batch
+from scripts.train_demo_model.flash import turbo_schedule
+from scripts.train_demo_model.heldout import load_held_out
+from scripts.train_demo_model.reading import (
+    FIELDS,
+    READING_WIDTH,
+    encode_meanings,
+    read_correctly,
+)
+from scripts.train_demo_model.text_encoder import sample_prompt
+from scripts.train_demo_model.transformer import guided_velocity, predict
+from scripts.train_demo_model.world import draw
+
+CPU = torch.device("cpu")
+
+# Under autocast the norms of q and k get bfloat16 and keep their own float32.
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run all stages of the recipe that learns nothing."""
+    work = tmp_path_factory.mktemp("training")
+    assert main([str(work), "--recipe", "try", "--device", "cpu"]) == 0
+    return work
+
+
+@pytest.fixture(scope="module")
+def pipe(work: Path) -> Any:
+    """Load what training left with nothing but diffusers."""
+    from diffusers import Flux2Pipeline
+
+    pipe = Flux2Pipeline.from_pretrained(
+        work / "checkpoint", dtype=torch.float32, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def encoder(pipe: Any) -> Encoder:
+    """Encode as training does."""
+    return Encoder(pipe.text_encoder, pipe.tokenizer, pipe.vae, CPU)
+
+
+def test_the_result_is_a_whole_model_that_draws(work: Path, pipe: Any) -> None:
+    """The command leaves a folder that passes the server's check and that diffusers draws with."""
+    check_model_folder(work / "checkpoint")
+    picture = pipe(prompt="a red circle", width=64, height=64, num_inference_steps=1).images[0]
+    assert picture.size == (64, 64)
+
+
+def test_the_result_carries_a_lora_that_diffusers_loads(work: Path) -> None:
+    """Every pair of the flash LoRA finds its layer."""
+    from diffusers import Flux2Pipeline
+
+    pipe = Flux2Pipeline.from_pretrained(work / "checkpoint", local_files_only=True)
+    pipe.load_lora_weights(
+        work / "checkpoint" / "flash", weight_name="flux.2-turbo-lora.safetensors"
+    )
+    adapters = pipe.get_list_adapters()
+    assert adapters == {"transformer": ["default_0"]}
+
+
+def test_a_finished_stage_is_not_run_again(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what is missing is made anew, from the same seed: the same bytes."""
+    weights = work / "flow-2" / "diffusion_pytorch_model.safetensors"
+    before, untouched = weights.read_bytes(), (work / "flow-1").stat().st_mtime_ns
+    for path in (work / "flow-2", work / "training" / "flow-2", work / "checkpoint"):
+        for file in sorted(path.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        path.rmdir()
+    main([str(work), "--recipe", "try", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "flow-2" in printed
+    assert "flow-1" not in printed
+    assert (work / "flow-1").stat().st_mtime_ns == untouched
+    assert weights.read_bytes() == before
+
+
+def test_training_begins_from_a_checkpoint(work: Path, tmp_path: Path) -> None:
+    """`--from` keeps text encoder and VAE as they are and trains the transformer further."""
+    main([
+        str(tmp_path), "--recipe", "try", "--device", "cpu", "--from", str(work / "checkpoint")
+    ])  # fmt: skip
+    for part, same in (("vae", True), ("transformer", False)):
+        name = Path(part) / "diffusion_pytorch_model.safetensors"
+        old, new = (folder / "checkpoint" / name for folder in (work, tmp_path))
+        assert (old.read_bytes() == new.read_bytes()) is same
+
+
+def test_prompts_are_encoded_as_the_pipeline_encodes_them(pipe: Any, encoder: Encoder) -> None:
+    """A training batch's text rows are the last rows of what the pipeline makes of the prompt."""
+    expected, ids = pipe.encode_prompt("a large blue star on a white background")
+    examples = Pool(encoder).draw(random.Random(0), 64, 64, 0, 1)
+    text = encoder.encode_prompts(["a large blue star on a white background"])[0]
+    batch = make_batch(examples, encoder, 512, without_text=[True])
+    torch.testing.assert_close(expected[0, -len(text) :], text, rtol=0, atol=1e-5)
+    torch.testing.assert_close(expected[0, : -len(text)], batch.text[0, : 512 - len(text)])
+    assert torch.equal(ids, batch.text_ids)
+
+
+def test_references_are_encoded_as_the_pipeline_encodes_them(pipe: Any, encoder: Encoder) -> None:
+    """Two references become the tokens and positions that the pipeline gives the transformer."""
+    source = random.Random(1)
+    scenes = [load_held_out().edits[index].example.target for index in (0, 1)]
+    pixels = [
+        pipe.image_processor.preprocess(draw(scene, 64, 64), height=64, width=64)
+        for scene in scenes
+    ]
+    with torch.no_grad():
+        tokens, ids = pipe.prepare_image_latents(
+            images=pixels, batch_size=1, generator=None, device=CPU, dtype=torch.float32
+        )
+    example = Pool(encoder).draw(source, 64, 64, 2, 1)[0]
+    batch = make_batch([example], encoder, 64, without_text=[False])
+    assert torch.equal(batch.reference_ids, ids)
+    grids = encoder.encode_scenes(scenes, 64, 64)
+    mine = torch.cat([grid.flatten(1).T for grid in grids])[None]
+    # Training computes in bfloat16.
+    assert float((mine - tokens).abs().mean()) < 0.05 * float(tokens.abs().mean())
+
+
+def test_guidance_of_one_is_the_prompt_and_of_zero_is_none(pipe: Any, encoder: Encoder) -> None:
+    """The guided target leads from the empty prompt's velocity through the prompt's and beyond."""
+    torch.manual_seed(0)
+    transformer = pipe.transformer
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
+    example = Pool(encoder).draw(random.Random(2), 64, 64, 0, 1)
+    told = make_batch(example, encoder, 96, without_text=[False])
+    untold = make_batch(example, encoder, 96, without_text=[True])
+    noisy, sigma = torch.randn_like(told.answer), torch.tensor([0.7])
+    zero, one, two = (torch.tensor([scale]) for scale in (0.0, 1.0, 2.0))
+    with torch.no_grad():
+        with_text = predict(transformer, told, noisy, sigma, one)
+        without = predict(transformer, untold, noisy, sigma, one)
+    assert not torch.allclose(with_text, without, atol=1e-4)
+    guided = [
+        guided_velocity(transformer, told, encoder, noisy, sigma, scale)
+        for scale in (zero, one, two)
+    ]
+    expected = (without, with_text, 2 * with_text - without)
+    for value, wanted in zip(guided, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=1e-4)
+
+
+def test_the_flash_schedule_is_the_cards() -> None:
+    """At 1024x1024 the card's sigmas become a linear schedule shifted by three, and end with 0."""
+    expected = [
+        3 * value / (1 + 2 * value) for value in torch.linspace(1, 0.001, 8, dtype=torch.float64)
+    ]
+    schedule = turbo_schedule(64 * 64)
+    assert schedule[:-1] == pytest.approx([float(value) for value in expected], abs=5e-4)
+    assert schedule[-1] == 0.0
+
+
+def test_training_never_samples_what_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A held-out prompt that comes up is drawn again."""
+    from scripts.train_demo_model import text_encoder
+
+    held = load_held_out().drawings[0].caption
+    words = iter([held.upper(), held, "a green ring"])
+    monkeypatch.setattr(text_encoder, "say", lambda *_: next(words))
+    assert sample_prompt(random.Random(0))[0] == "a green ring"
+
+
+def test_a_reading_counts_as_right_only_if_all_of_it_is() -> None:
+    """The measure of the text encoder fails for one wrong choice and for one far colour."""
+    meanings = [sample_prompt(random.Random(seed))[1] for seed in range(40)]
+    targets = encode_meanings(meanings)
+    reading = torch.zeros(len(meanings), READING_WIDTH)
+    at = read_at = 0
+    for name, size in FIELDS:
+        if name.endswith("colour"):
+            reading[:, read_at : read_at + 3] = targets[:, at : at + 3].nan_to_num()
+            at += 3
+        else:
+            rows = torch.arange(len(meanings))
+            reading[rows, read_at + targets[:, at].long()] = 5.0
+            at += 1
+        read_at += size
+    assert read_correctly(reading, targets).all()
+    reading[:, 0] += 9.0  # now every request reads as a drawing
+    drawings = torch.tensor([meaning.action == "draw" for meaning in meanings])
+    assert torch.equal(read_correctly(reading, targets), drawings)
