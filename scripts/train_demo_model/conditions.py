@@ -84,7 +84,8 @@ class Encoder:
         with self._cast():
             latents = self._vae.encode(pixels).latent_dist.mode()
         patches = Flux2Pipeline._patchify_latents(latents.float())  # noqa: SLF001
-        return (patches - self._mean) / self._deviation
+        normalised: torch.Tensor = (patches - self._mean) / self._deviation
+        return normalised
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output: Any = self._language(
@@ -141,7 +142,7 @@ class Pool:
         examples = [realise(prompt.meaning, width / height, source) for prompt in prompts]
         scenes = [scene for example in examples for scene in (example.target, *example.references)]
         grids = self._encoder.encode_scenes(scenes, width, height)
-        groups = grids.split(1 + references)
+        groups = torch.split(grids, 1 + references)
         return [
             Encoded(prompt.text, grid[0], tuple(grid[1:]), _weigh(example, width, height))
             for prompt, grid, example in zip(prompts, groups, examples, strict=True)

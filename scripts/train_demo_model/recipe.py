@@ -48,7 +48,7 @@ _LARGE = (
 _GUIDANCE = (0.0, 8.0)
 
 RECIPES = {
-    # Two cores, about two hours: what was shipped first.
+    # Two cores, some hours.
     "cpu": Recipe(
         text_steps=1700,
         vae_steps=1000,

@@ -125,6 +125,7 @@ def test_references_are_encoded_as_the_pipeline_encodes_them(pipe: Any, encoder:
         )
     example = Pool(encoder).draw(source, 64, 64, 2, 1)[0]
     batch = make_batch([example], encoder, 64, without_text=[False])
+    assert batch.reference_ids is not None
     assert torch.equal(batch.reference_ids, ids)
     grids = encoder.encode_scenes(scenes, 64, 64)
     mine = torch.cat([grid.flatten(1).T for grid in grids])[None]
