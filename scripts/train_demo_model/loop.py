@@ -41,7 +41,8 @@ class Loop:
 
     The stage's folder holds `state.pt` (weights, averages, optimiser, step) and `log.jsonl`. The
     random state is a pure function of seed and step (`seed_of`), so that a resumed run sees the
-    same examples as one that never stopped.
+    same examples as one that never stopped. Only what a stage keeps over many steps, as `Pool`
+    does, begins anew.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ _LARGE = (
 _GUIDANCE = (0.0, 8.0)
 
 RECIPES = {
-    # Two cores, some hours.
+    # Two cores, some hours. Its flow has not been run to the end yet.
     "cpu": Recipe(
         text_steps=1700,
         vae_steps=1000,
@@ -61,7 +61,7 @@ RECIPES = {
         flash_steps=200,
         classifier_steps=1500,
     ),
-    # One card, some tens of minutes: the same stages, longer and with larger batches.
+    # One card: the same stages, longer and with larger batches. Nobody has run it yet.
     "cuda": Recipe(
         text_steps=6000,
         vae_steps=8000,
