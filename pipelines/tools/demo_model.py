@@ -20,9 +20,8 @@ import transformers
 
 from pipelines.compat import declare_torchvision_operators
 from pipelines.tools.model_parts import (
-    IMAGE_PATCH_MERGE,
-    IMAGE_PATCH_PIXELS,
     SPECIAL_TOKENS,
+    build_encoder_config,
     build_processor,
     build_scheduler,
     open_to_all_readers,
@@ -124,34 +123,22 @@ def _build_vae(random: torch.Generator) -> Any:
 
 
 def _build_text_encoder(vocab_size: int, random: torch.Generator) -> Any:
-    config = transformers.Mistral3Config(
-        text_config=transformers.MistralConfig(
-            vocab_size=vocab_size,
-            hidden_size=_TEXT_WIDTH,
-            intermediate_size=2 * _TEXT_WIDTH,
-            num_hidden_layers=32,  # the pipeline reads 10, 20 and 30: none may be the last
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=4096,
-            sliding_window=None,
-            tie_word_embeddings=False,
-            bos_token_id=SPECIAL_TOKENS.index("<s>"),
-            eos_token_id=SPECIAL_TOKENS.index("</s>"),
-            pad_token_id=SPECIAL_TOKENS.index("<pad>"),
-        ),
-        vision_config=transformers.PixtralVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=1540,
-            patch_size=IMAGE_PATCH_PIXELS,
-        ),
-        image_token_index=SPECIAL_TOKENS.index("[IMG]"),
-        spatial_merge_size=IMAGE_PATCH_MERGE,
+    language = transformers.MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=_TEXT_WIDTH,
+        intermediate_size=2 * _TEXT_WIDTH,
+        num_hidden_layers=32,  # the pipeline reads 10, 20 and 30: none may be the last
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=4096,
+        sliding_window=None,
         tie_word_embeddings=False,
+        bos_token_id=SPECIAL_TOKENS.index("<s>"),
+        eos_token_id=SPECIAL_TOKENS.index("</s>"),
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
     )
+    config = build_encoder_config(language)
     text_encoder = transformers.Mistral3ForConditionalGeneration(config)
     _randomise(text_encoder, random, {})
     return text_encoder

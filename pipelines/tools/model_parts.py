@@ -64,6 +64,24 @@ def build_scheduler() -> Any:
     )
 
 
+def build_encoder_config(text_config: Any) -> Any:
+    """Describe a text encoder around its language model; the vision tower is as small as can be."""
+    return transformers.Mistral3Config(
+        text_config=text_config,
+        vision_config=transformers.PixtralVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=1540,
+            patch_size=IMAGE_PATCH_PIXELS,
+        ),
+        image_token_index=SPECIAL_TOKENS.index("[IMG]"),
+        spatial_merge_size=IMAGE_PATCH_MERGE,
+        tie_word_embeddings=False,
+    )
+
+
 def build_processor(
     extra_texts: Iterable[str] = (), vocab_size: int = 1024, closing_tokens: int = 1
 ) -> Any:

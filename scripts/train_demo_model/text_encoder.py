@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from pipelines.tools.model_parts import IMAGE_PATCH_MERGE, IMAGE_PATCH_PIXELS, SPECIAL_TOKENS
+from pipelines.tools.model_parts import SPECIAL_TOKENS, build_encoder_config
 from scripts.train_demo_model.heldout import is_held_out
 from scripts.train_demo_model.loop import Loop, autocast
 from scripts.train_demo_model.meaning import Meaning, sample_meaning
@@ -168,7 +168,7 @@ def _spread(reader: Reader, vocab_size: int, seed: int) -> Any:
     """
     torch.manual_seed(seed)
     text_config = build_text_config(vocab_size, TEXT_LAYERS)
-    whole = transformers.Mistral3ForConditionalGeneration(_build_config(text_config))
+    whole = transformers.Mistral3ForConditionalGeneration(build_encoder_config(text_config))
     language = whole.model.language_model
     trained = reader.language.cpu()
     for layer in language.layers:
@@ -180,21 +180,3 @@ def _spread(reader: Reader, vocab_size: int, seed: int) -> Any:
     language.norm.load_state_dict(trained.model.norm.state_dict())
     whole.lm_head.load_state_dict(trained.lm_head.state_dict())
     return whole.eval()
-
-
-def _build_config(text_config: Any) -> Any:
-    """Describe the whole model; the vision tower is as small as it gets, and stays random."""
-    return transformers.Mistral3Config(
-        text_config=text_config,
-        vision_config=transformers.PixtralVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=1540,
-            patch_size=IMAGE_PATCH_PIXELS,
-        ),
-        image_token_index=SPECIAL_TOKENS.index("[IMG]"),
-        spatial_merge_size=IMAGE_PATCH_MERGE,
-        tie_word_embeddings=False,
-    )
