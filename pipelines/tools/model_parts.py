@@ -1,7 +1,7 @@
 """What every small FLUX.2 has in common, whatever its weights: schedule, tokens, and files."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def build_encoder_config(text_config: Any) -> Any:
 
 
 def build_processor(
-    extra_texts: Iterable[str] = (), vocab_size: int = 1024, closing_tokens: int = 1
+    extra_texts: Iterable[str] = (), vocab_size: int = 1024, closing: Sequence[str] = ("[/INST]",)
 ) -> Any:
     """Make the tokenizer, its chat template, and the image side of the text encoder's input.
 
@@ -92,13 +92,13 @@ def build_processor(
     are sometimes fused would hide from a small text encoder where a channel begins. With no extra
     texts hex codes are no different from other text.
 
-    A user's turn ends with `closing_tokens` times [/INST]; the real template has one. They are the
-    only tokens that have read the whole prompt.
+    A user's turn ends with the tokens of `closing`, the only ones that have read the whole prompt;
+    the real template has one [/INST]. Those that have no number yet get the first free ones.
     """
     declare_torchvision_operators()
     roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=_train_tokenizer(tuple(extra_texts), vocab_size),
+        tokenizer_object=_train_tokenizer(tuple(extra_texts), vocab_size, closing),
         **roles,
         padding_side="left",
         truncation_side="right",
@@ -112,11 +112,11 @@ def build_processor(
         tokenizer=tokenizer,
         patch_size=IMAGE_PATCH_PIXELS,
         spatial_merge_size=IMAGE_PATCH_MERGE,
-        chat_template=_CHAT_TEMPLATE.replace("[/INST]", closing_tokens * "[/INST]"),
+        chat_template=_CHAT_TEMPLATE.replace("[/INST]", "".join(closing)),
     )
 
 
-def _train_tokenizer(extra_texts: tuple[str, ...], vocab_size: int) -> Any:
+def _train_tokenizer(extra_texts: tuple[str, ...], vocab_size: int, closing: Sequence[str]) -> Any:
     """Learn byte pairs from the texts that precede every prompt, so that these stay short.
 
     Bytes alone would spend 190 of the 512 tokens on the system message.
@@ -128,7 +128,7 @@ def _train_tokenizer(extra_texts: tuple[str, ...], vocab_size: int) -> Any:
         vocab_size=vocab_size,
         min_frequency=1,
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(dict.fromkeys((*SPECIAL_TOKENS, *closing))),
         show_progress=False,
     )
     tokenizer.train_from_iterator((*_TOKENIZER_TEXTS, *extra_texts), trainer)

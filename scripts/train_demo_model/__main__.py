@@ -14,6 +14,7 @@ import transformers
 
 from pipelines.tools.demo_model import TURBO_LORA_PATH
 from pipelines.tools.model_parts import build_processor
+from scripts.train_demo_model.addressing import begin_addressed
 from scripts.train_demo_model.classifier import FOLDER_NAME as CLASSIFIER
 from scripts.train_demo_model.classifier import train_classifier
 from scripts.train_demo_model.conditions import Encoder
@@ -21,14 +22,19 @@ from scripts.train_demo_model.export import write_checkpoint
 from scripts.train_demo_model.flash import train_flash
 from scripts.train_demo_model.recipe import RECIPES, Recipe
 from scripts.train_demo_model.text_encoder import (
-    CLOSING_TOKENS,
+    CLOSING,
     sample_texts,
     train_text_encoder,
 )
-from scripts.train_demo_model.transformer import FlowStage, build_transformer, train_flow
-from scripts.train_demo_model.vae import train_vae
+from scripts.train_demo_model.transformer import (
+    FlowStage,
+    build_transformer,
+    train_flow,
+)
+from scripts.train_demo_model.vae import refine_decoder, train_vae
 
 _TOKENIZER_TEXTS = 4000
+_VOCABULARY = 1088
 
 
 class Training:
@@ -71,9 +77,8 @@ class Training:
     def _make_processor(self) -> Any:
         folder = self._work / "tokenizer"
         if not folder.exists():
-            processor = build_processor(
-                sample_texts(_TOKENIZER_TEXTS, self._seed), closing_tokens=CLOSING_TOKENS
-            )
+            texts = sample_texts(_TOKENIZER_TEXTS, self._seed)
+            processor = build_processor(texts, _VOCABULARY, CLOSING)
             processor.save_pretrained(folder)
         return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
 
@@ -86,7 +91,11 @@ class Training:
 
     def _train_vae(self) -> Any:
         def train(folder: Path) -> Any:
-            return train_vae(folder, self._device, steps=self._recipe.vae_steps, seed=self._seed)
+            steps, further = self._recipe.vae_steps, self._recipe.decoder_steps
+            vae = train_vae(folder / "whole", self._device, steps=steps, seed=self._seed)
+            return refine_decoder(
+                folder / "decoder", vae, self._device, steps=further, seed=self._seed
+            )
 
         return self._result_of("vae", diffusers.AutoencoderKLFlux2, train)
 
@@ -96,6 +105,7 @@ class Training:
         else:
             torch.manual_seed(self._seed)
             model = build_transformer()
+            begin_addressed(model, encoder, self._seed)
         for number, stage in enumerate(self._recipe.flow, start=1):
 
             def train(folder: Path, model: Any = model, stage: FlowStage = stage) -> Any:

@@ -25,7 +25,8 @@ TEXT_ROWS = 512
 
 TOKEN_PIXELS = 16
 _ONE_REFERENCE = tuple(action for action in EDITS if action != "combine")
-_PROMPTS, _PROMPTS_AT_ONCE, _NEW_PROMPTS_SHARE = 1024, 32, 0.1
+_FIRST_PROMPTS, _PROMPTS, _PROMPTS_AT_ONCE, _NEW_PROMPTS_SHARE = 128, 2048, 8, 0.2
+_FIRST_EXAMPLES, _NEW_EXAMPLES_SHARE = 64, 0.12
 _THING_WEIGHT = 3.0  # how much more a token counts that a thing touches: most show only ground
 
 
@@ -129,10 +130,12 @@ class Pool:
     def draw(
         self, source: random.Random, width: int, height: int, references: int, count: int
     ) -> list[Encoded]:
-        """Draw `count` examples, a third of them new."""
+        """Draw `count` examples, some of them new: encoding one costs more than a step with it."""
         kept = self._kept.setdefault((width, height, references), deque(maxlen=self._capacity))
-        new = count if len(kept) < 4 * count else max(1, count // 3)
-        kept.extend(self._make(source, width, height, references, new))
+        fresh = source.random() * 2 * _NEW_EXAMPLES_SHARE * count
+        new = count if len(kept) < _FIRST_EXAMPLES else round(fresh)
+        if new:
+            kept.extend(self._make(source, width, height, references, new))
         return source.sample(kept, count)
 
     def _make(
@@ -151,7 +154,7 @@ class Pool:
     def _draw_prompts(self, source: random.Random, references: int, count: int) -> list["_Prompt"]:
         """Draw prompts, now and then new ones: encoding one costs more than drawing its scene."""
         kept = self._prompts.setdefault(references, deque(maxlen=_PROMPTS))
-        more = len(kept) < _PROMPTS or source.random() < _NEW_PROMPTS_SHARE
+        more = len(kept) < _FIRST_PROMPTS or source.random() < _NEW_PROMPTS_SHARE
         while more or len(kept) < count:
             more = False
             sampled = [_sample_prompt(source, references) for _ in range(_PROMPTS_AT_ONCE)]
@@ -163,11 +166,17 @@ class Pool:
 
 
 def make_batch(
-    examples: Sequence[Encoded], encoder: Encoder, rows: int, *, without_text: Sequence[bool]
+    examples: Sequence[Encoded],
+    encoder: Encoder,
+    rows: int,
+    *,
+    without_text: Sequence[bool],
+    places: torch.Tensor | None = None,
 ) -> Batch:
     """Stack examples of one kind; prompts get padding up to `rows` or the longest, if that is more.
 
-    Where `without_text` says so, the empty prompt takes the prompt's place.
+    Where `without_text` says so, the empty prompt takes the prompt's place. With `places`, numbers
+    of tokens, only these take part, of the answer and of each reference.
     """
     texts = [
         encoder.nothing if empty else example.text
@@ -175,19 +184,43 @@ def make_batch(
     ]
     text = pad_texts(texts, encoder.padding, rows)
     answer = torch.stack([example.answer for example in examples])
+    tokens = answer.shape[2] * answer.shape[3]
+    kept = torch.arange(tokens) if places is None else places
     references, reference_ids = None, None
     if examples[0].references:
         grids = [[grid[None] for grid in example.references] for example in examples]
-        references = torch.stack([torch.cat([_pack(grid)[0] for grid in row]) for row in grids])
-        reference_ids = Flux2Pipeline._prepare_image_ids(grids[0])  # noqa: SLF001
+        references = torch.stack(
+            [torch.cat([_pack(grid)[0, kept] for grid in row]) for row in grids]
+        )
+        ids = Flux2Pipeline._prepare_image_ids(grids[0])  # noqa: SLF001
+        kept_of_each = [image * tokens + kept for image in range(len(grids[0]))]
+        reference_ids = ids[:, torch.cat(kept_of_each)].to(text.device)
+    answer_ids = Flux2Pipeline._prepare_latent_ids(answer[:1])  # noqa: SLF001
+    weights = torch.stack([example.weights[kept] for example in examples])
     return Batch(
         text=text,
         text_ids=text_ids(text.shape[1]).to(text.device),
-        answer=_pack(answer),
-        answer_ids=Flux2Pipeline._prepare_latent_ids(answer[:1]).to(text.device),  # noqa: SLF001
+        answer=_pack(answer)[:, kept],
+        answer_ids=answer_ids[:, kept].to(text.device),
         references=references,
-        reference_ids=None if reference_ids is None else reference_ids.to(text.device),
-        weights=torch.stack([example.weights for example in examples]).to(text.device),
+        reference_ids=reference_ids,
+        weights=weights.to(text.device),
+    )
+
+
+def choose_places(source: random.Random, width: int, height: int, thin: int) -> torch.Tensor:
+    """Choose one token of each square of `thin` by `thin` in a picture of so many pixels.
+
+    A picture's layout shows in a sixteenth of its tokens, at a fraction of the cost (as in
+    https://arxiv.org/abs/2407.15811, which drops patches too).
+    """
+    columns, rows = width // TOKEN_PIXELS, height // TOKEN_PIXELS
+    return torch.tensor(
+        [
+            (row + source.randrange(thin)) * columns + column + source.randrange(thin)
+            for row in range(0, rows - thin + 1, thin)
+            for column in range(0, columns - thin + 1, thin)
+        ]
     )
 
 

@@ -27,6 +27,7 @@ class Share:
 
     folder: Path
     flash: bool
+    dtype: torch.dtype
     settings: Settings
     drawings: tuple[HeldDrawing, ...]
     edits: tuple[HeldEdit, ...]
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         Share(
             options.folder,
             options.flash,
+            getattr(torch, options.dtype),
             settings,
             drawings[start :: options.processes],
             edits[start :: options.processes],
@@ -58,15 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
         draw_sheet(outcomes).save(options.sheet)
 
 
-def load_pipeline(folder: Path, *, flash: bool = False) -> Any:
-    """Load the folder in float32, as a plain script would; with `flash` also its few-step LoRA."""
+def load_pipeline(folder: Path, *, flash: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """Load the folder as a plain script would; with `flash` also its few-step LoRA."""
     declare_torchvision_operators()
     import diffusers  # noqa: PLC0415  (must come after the declaration)
 
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = diffusers.Flux2Pipeline.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
-    )
+    pipeline = diffusers.Flux2Pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     if flash:
         path = folder / TURBO_LORA_PATH
         pipeline.load_lora_weights(path.parent, weight_name=path.name)
@@ -95,7 +95,7 @@ def _list_entries() -> tuple[HeldDrawing | HeldEdit, ...]:
 
 def _work(share: Share) -> list[Outcome]:
     torch.set_num_threads(1)
-    pipeline = load_pipeline(share.folder, flash=share.flash)
+    pipeline = load_pipeline(share.folder, flash=share.flash, dtype=share.dtype)
     return evaluate_pipeline(pipeline, share.drawings, share.edits, share.settings)
 
 
@@ -106,6 +106,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--size", type=_parse_size, default=(512, 512), metavar="WIDTHxHEIGHT")
     parser.add_argument("--flash", action="store_true", help="few steps with the folder's LoRA")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="the server takes float32 on a CPU and bfloat16 on a GPU",
+    )
     parser.add_argument("--drawings", type=int, help="how many of the held-out prompts")
     parser.add_argument("--edits", type=int, help="how many of the held-out edits")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")

@@ -14,7 +14,6 @@ from scripts.train_demo_model.meaning import (
     sample_ground,
 )
 from scripts.train_demo_model.world import (
-    RGB,
     SHAPES,
     Ground,
     Scene,
@@ -28,6 +27,8 @@ from scripts.train_demo_model.world import (
 # in an hour where a thing goes, but not to agree with itself on a place that it may choose.
 _LOOSE, _TIGHT = 0.05, 0.012
 _RADIUS_SPREAD = 0.02
+
+_GRAY = Ground("plain", (128, 128, 128), (128, 128, 128))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,26 @@ def realise(meaning: Meaning, aspect: float, random: random.Random) -> Example:
     if meaning.action == "draw":
         return Example(meaning, (), _realise_drawing(meaning, aspect, random))
     return _realise_edit(meaning, aspect, random)
+
+
+def sketch(meaning: Meaning, random: random.Random) -> Scene:
+    """Lay out what the words of a request say: all of a drawing, of an edit what it puts where.
+
+    The rest is gray. Made for square pictures.
+    """
+    becomes = meaning.second
+    if meaning.action == "draw":
+        return _realise_drawing(meaning, 1.0, random)
+    if meaning.ground:
+        return Scene(make_ground(meaning.ground), ())
+    if becomes and becomes.place:
+        shape = becomes.shape or (meaning.first.shape if meaning.first else None)
+        colour = becomes.colour or (meaning.first.colour if meaning.first else None)
+        subject = Subject(shape, colour or "white")
+        thing = _place(subject, PLACES[becomes.place], 0.0, 0.8, 1.0, random)
+        return Scene(_GRAY, (thing,))
+    colour = becomes.colour if becomes else None
+    return Scene(make_ground(GroundWords("plain", colour)) if colour else _GRAY, ())
 
 
 def make_ground(words: GroundWords) -> Ground:
@@ -103,24 +124,19 @@ def _place_two(
 def _place_many(subject: Subject, aspect: float, random: random.Random) -> tuple[Thing, ...]:
     if subject.count == 2:
         centres, scale = [(0.28, 0.5), (0.72, 0.5)], 0.68
-    elif random.random() < 0.5:
-        centres, scale = [(0.2, 0.5), (0.5, 0.5), (0.8, 0.5)], 0.48
     else:
         centres, scale = [(0.5, 0.27), (0.27, 0.72), (0.73, 0.72)], 0.58
     return tuple(_place(subject, centre, _TIGHT, scale, aspect, random) for centre in centres)
 
 
 def _open_ground(things: tuple[Thing, ...], random: random.Random) -> Ground:
-    """Choose a ground that was not asked for: mostly pale, whatever the things stand out from."""
-    while True:
-        low, high = random.choice(((215, 255), (215, 255), (215, 255), (100, 160), (20, 70)))
-        colour: RGB = (
-            random.randint(low, high),
-            random.randint(low, high),
-            random.randint(low, high),
-        )
-        if all(colour_distance(colour, thing.colour) >= CONTRAST for thing in things):
-            return Ground("plain", colour, colour)
+    """Choose a ground that was not asked for: pale, or where that hides a thing, dark."""
+    for low, high in ((225, 250), (25, 50), (100, 125)):
+        shade = random.randint(low, high)
+        red, green, blue = (shade + random.randint(-4, 4) for _ in range(3))
+        if all(colour_distance((red, green, blue), t.colour) >= CONTRAST for t in things):
+            break
+    return Ground("plain", (red, green, blue), (red, green, blue))
 
 
 def _realise_edit(meaning: Meaning, aspect: float, random: random.Random) -> Example:

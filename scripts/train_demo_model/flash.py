@@ -19,7 +19,14 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from pipelines.tools.demo_model import TURBO_LORA_KEY, turbo_lora_layers
 from pipelines.tools.model_parts import build_scheduler
-from scripts.train_demo_model.conditions import TEXT_ROWS, Encoder, Pool, make_batch
+from scripts.train_demo_model.conditions import (
+    TEXT_ROWS,
+    TOKEN_PIXELS,
+    Encoder,
+    Pool,
+    choose_places,
+    make_batch,
+)
 from scripts.train_demo_model.loop import Loop, autocast
 from scripts.train_demo_model.transformer import Kind, predict
 
@@ -68,8 +75,10 @@ def train_flash(
         source = random.Random(loop.seed_of(step))
         kind = source.choices(kinds, [kind.share for kind in kinds])[0]
         examples = pool.draw(source, kind.width, kind.height, kind.references, kind.count)
-        batch = make_batch(examples, encoder, TEXT_ROWS, without_text=[False] * kind.count)
-        sigmas = turbo_schedule(batch.answer.shape[1])
+        thinned = choose_places(source, kind.width, kind.height, kind.thin)
+        told = [False] * kind.count
+        batch = make_batch(examples, encoder, TEXT_ROWS, without_text=told, places=thinned)
+        sigmas = turbo_schedule(kind.width * kind.height // TOKEN_PIXELS**2)
         places = [source.randrange(len(sigmas) - 1) for _ in examples]
         start = torch.tensor([sigmas[place] for place in places], device=device)
         end = torch.tensor([sigmas[place + 1] for place in places], device=device)

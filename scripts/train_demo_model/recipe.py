@@ -11,53 +11,69 @@ class Recipe:
 
     text_steps: int
     vae_steps: int
+    decoder_steps: int
     flow: tuple[FlowStage, ...]
     flash_kinds: tuple[Kind, ...]
     flash_steps: int
     classifier_steps: int
 
 
-def _kinds(*rows: tuple[int, int, int, int, float], times: int = 1) -> tuple[Kind, ...]:
-    """Read (width, height, references, examples, share) rows; `times` as many examples."""
-    return tuple(Kind(w, h, r, times * count, share) for w, h, r, count, share in rows)
+def _kinds(*rows: tuple[int, int, int, int, float, int], times: int = 1) -> tuple[Kind, ...]:
+    """Read (width, height, references, examples, share, thin) rows; `times` as many examples."""
+    return tuple(Kind(w, h, r, times * count, share, thin) for w, h, r, count, share, thin in rows)
 
 
-_SMALL = (
-    (128, 128, 0, 32, 4.0),
-    (192, 192, 0, 20, 2.0),
-    (256, 256, 0, 16, 2.5),
-    (256, 192, 0, 20, 1.0),
-    (192, 256, 0, 20, 1.0),
-    (128, 128, 1, 24, 2.5),
-    (192, 192, 1, 12, 1.5),
-    (256, 256, 1, 8, 1.0),
-    (128, 128, 2, 16, 1.0),
-    (192, 192, 2, 8, 0.5),
+# First where things go, then what they look like, then all of it: each costs four times as much.
+_SPARSE = (
+    (512, 512, 0, 16, 4.0, 4),
+    (1024, 768, 0, 12, 0.8, 8),
+    (768, 1024, 0, 12, 0.4, 8),
+    (1024, 1024, 0, 12, 0.3, 8),
+    (256, 256, 0, 16, 0.5, 2),
+    (512, 512, 1, 12, 2.5, 4),
+    (1024, 768, 1, 8, 0.4, 8),
+    (512, 512, 2, 8, 0.8, 4),
 )
-_LARGE = (
-    (256, 256, 0, 16, 1.5),
-    (384, 384, 0, 10, 2.0),
-    (512, 512, 0, 6, 3.0),
-    (1024, 768, 0, 1, 0.6),
-    (768, 1024, 0, 1, 0.3),
-    (256, 256, 1, 8, 1.5),
-    (512, 512, 1, 3, 1.5),
-    (256, 256, 2, 6, 0.7),
-    (512, 512, 2, 2, 0.5),
+_DENSE = (
+    (512, 512, 0, 8, 4.0, 2),
+    (1024, 768, 0, 6, 0.8, 4),
+    (768, 1024, 0, 6, 0.4, 4),
+    (1024, 1024, 0, 6, 0.2, 4),
+    (256, 256, 0, 8, 0.5, 1),
+    (512, 512, 1, 6, 2.5, 2),
+    (1024, 768, 1, 4, 0.4, 4),
+    (512, 512, 2, 4, 0.8, 2),
+)
+_WHOLE = (
+    (512, 512, 0, 3, 4.0, 1),
+    (1024, 768, 0, 1, 0.6, 1),
+    (768, 1024, 0, 1, 0.3, 1),
+    (256, 256, 0, 8, 0.4, 1),
+    (512, 512, 1, 2, 2.0, 1),
+    (512, 512, 2, 1, 0.8, 1),
+)
+_GUIDED = (
+    (512, 512, 0, 4, 4.0, 2),
+    (1024, 768, 0, 4, 0.8, 4),
+    (768, 1024, 0, 4, 0.4, 4),
+    (512, 512, 1, 3, 2.5, 2),
+    (512, 512, 2, 2, 0.8, 2),
 )
 _GUIDANCE = (0.0, 8.0)
 
 RECIPES = {
-    # Two cores, some hours. Its flow has not been run to the end yet.
+    # Two cores, about two hours and a half.
     "cpu": Recipe(
-        text_steps=1700,
-        vae_steps=1000,
+        text_steps=3000,
+        vae_steps=1200,
+        decoder_steps=600,
         flow=(
-            FlowStage(_kinds(*_SMALL), 2600, 1.5e-3, 0.03),
-            FlowStage(_kinds(*_LARGE), 900, 8e-4, 0.3),
-            FlowStage(_kinds(*_LARGE), 250, 3e-4, 1.0, _GUIDANCE),
+            FlowStage(_kinds(*_SPARSE), 700, 1.5e-3, 0.03),
+            FlowStage(_kinds(*_DENSE), 1800, 1.2e-3, 0.1),
+            FlowStage(_kinds(*_WHOLE), 1200, 6e-4, 0.5),
+            FlowStage(_kinds(*_GUIDED), 200, 3e-4, 1.0, _GUIDANCE),
         ),
-        flash_kinds=_kinds((256, 256, 0, 8, 2.0), (512, 512, 0, 2, 1.0), (256, 256, 1, 4, 1.0)),
+        flash_kinds=_kinds((512, 512, 0, 4, 3.0, 2), (512, 512, 1, 3, 1.0, 2)),
         flash_steps=200,
         classifier_steps=1500,
     ),
@@ -65,12 +81,14 @@ RECIPES = {
     "cuda": Recipe(
         text_steps=6000,
         vae_steps=8000,
+        decoder_steps=4000,
         flow=(
-            FlowStage(_kinds(*_SMALL, times=4), 20000, 1.5e-3, 0.03),
-            FlowStage(_kinds(*_LARGE, times=4), 12000, 8e-4, 0.3),
-            FlowStage(_kinds(*_LARGE, times=4), 3000, 3e-4, 1.0, _GUIDANCE),
+            FlowStage(_kinds(*_SPARSE, times=4), 8000, 1.5e-3, 0.03),
+            FlowStage(_kinds(*_DENSE, times=4), 8000, 1e-3, 0.1),
+            FlowStage(_kinds(*_WHOLE, times=4), 8000, 6e-4, 0.5),
+            FlowStage(_kinds(*_WHOLE, times=4), 3000, 3e-4, 1.0, _GUIDANCE),
         ),
-        flash_kinds=_kinds((256, 256, 0, 32, 2.0), (512, 512, 0, 16, 2.0), (512, 512, 1, 8, 1.0)),
+        flash_kinds=_kinds((512, 512, 0, 16, 3.0, 1), (512, 512, 1, 8, 1.0, 1)),
         flash_steps=2000,
         classifier_steps=4000,
     ),
@@ -78,11 +96,12 @@ RECIPES = {
     "try": Recipe(
         text_steps=2,
         vae_steps=2,
+        decoder_steps=2,
         flow=(
-            FlowStage(_kinds((64, 64, 0, 2, 1.0), (64, 64, 1, 2, 1.0)), 2, 1e-3, 0.0),
-            FlowStage(_kinds((64, 64, 2, 2, 1.0)), 2, 1e-3, 1.0, _GUIDANCE),
+            FlowStage(_kinds((64, 64, 0, 2, 1.0, 1), (64, 64, 1, 2, 1.0, 2)), 2, 1e-3, 0.0),
+            FlowStage(_kinds((64, 64, 2, 2, 1.0, 1)), 2, 1e-3, 1.0, _GUIDANCE),
         ),
-        flash_kinds=_kinds((64, 64, 0, 2, 1.0)),
+        flash_kinds=_kinds((64, 64, 0, 2, 1.0, 2)),
         flash_steps=2,
         classifier_steps=2,
     ),

@@ -15,7 +15,14 @@ from typing import Any
 import diffusers
 import torch
 
-from scripts.train_demo_model.conditions import TEXT_ROWS, Batch, Encoder, Pool, make_batch
+from scripts.train_demo_model.conditions import (
+    TEXT_ROWS,
+    Batch,
+    Encoder,
+    Pool,
+    choose_places,
+    make_batch,
+)
 from scripts.train_demo_model.loop import Loop, autocast
 from scripts.train_demo_model.text_encoder import READ_LAYERS, TEXT_WIDTH
 
@@ -23,17 +30,22 @@ _EMPTY_SHARE = 0.1  # of the prompts in the first stage
 # A token's 128 channels say the same few things many times, so pictures take shape while almost all
 # is noise, from 0.99 down to 0.9: half of all training happens there.
 _NOISE_SHIFT = 12.0
+_GUIDANCE_STRENGTH = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of batch: picture size in pixels, number of references, examples, how often."""
+    """A kind of batch: picture size in pixels, number of references, examples, how often.
+
+    Of each square of `thin` by `thin` tokens only one takes part.
+    """
 
     width: int
     height: int
     references: int
     count: int
     share: float
+    thin: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +163,11 @@ def guided_velocity(
     sigma: torch.Tensor,
     scale: torch.Tensor,
 ) -> torch.Tensor:
-    """Give the teacher's velocity under classifier-free guidance of `scale` (B)."""
+    """Give the teacher's velocity (B, S, 128) under classifier-free guidance for `scale` (B).
+
+    One unit above 1 leads as far as `_GUIDANCE_STRENGTH` units of plain guidance: so much is best
+    for this model at FLUX.2's usual 2.5, and more makes its colours too strong.
+    """
     one = torch.ones_like(scale)
     rows = batch.text.shape[1]
     nothing = torch.cat([encoder.padding.expand(rows - len(encoder.nothing), -1), encoder.nothing])
@@ -166,7 +182,8 @@ def guided_velocity(
     )
     told = predict(teacher, batch, noisy, sigma, one).float()
     untold = predict(teacher, empty, noisy, sigma, one).float()
-    return untold + scale[:, None, None] * (told - untold)
+    weight = 1 + _GUIDANCE_STRENGTH * (scale - 1)
+    return untold + weight[:, None, None] * (told - untold)
 
 
 def sample_sigmas(count: int, source: random.Random) -> torch.Tensor:
@@ -178,10 +195,12 @@ def sample_sigmas(count: int, source: random.Random) -> torch.Tensor:
 def sample_scales(
     count: int, source: random.Random, bounds: tuple[float, float] | None
 ) -> torch.Tensor:
-    """Draw guidance scales (count,), small ones more often; one where there is no guidance."""
-    if bounds is None:
-        return torch.ones(count)
-    low, high = bounds
+    """Draw guidance scales (count,), small ones more often.
+
+    Without bounds they mean nothing yet and are drawn all the same: what is never seen in training
+    would disturb the first steps of the stage that gives them their meaning.
+    """
+    low, high = bounds or (0.0, 8.0)
     return torch.tensor([low + (high - low) * source.random() ** 1.5 for _ in range(count)])
 
 
@@ -194,6 +213,7 @@ def _draw_batch(
 ) -> Batch:
     examples = pool.draw(source, kind.width, kind.height, kind.references, kind.count)
     # Padding takes part in attention, so its amount varies until the last stage has all of it.
-    rows = TEXT_ROWS if source.random() < stage.full_text_share else source.choice((64, 80, 96))
+    rows = TEXT_ROWS if source.random() < stage.full_text_share else source.choice((0, 176, 208))
     empty = [not stage.guidance and source.random() < _EMPTY_SHARE for _ in examples]
-    return make_batch(examples, encoder, rows, without_text=empty)
+    places = choose_places(source, kind.width, kind.height, kind.thin)
+    return make_batch(examples, encoder, rows, without_text=empty, places=places)

@@ -30,7 +30,7 @@ from scripts.train_demo_model.seeing import look
 from scripts.train_demo_model.world import COLOURS, SHAPES, colour_distance, draw, parse_colour
 
 SIDE = 256
-EXACT, WORN, WRONG, EDITED = 300, 60, 15, 21
+EXACT, WORN, WRONG, EDITED = 120, 60, 15, 21
 """How many pictures each test looks at."""
 
 

@@ -6,21 +6,29 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
 
 from pipelines.loading import check_model_folder
 from scripts.train_demo_model.__main__ import main
-from scripts.train_demo_model.conditions import Encoder, Pool, make_batch
+from scripts.train_demo_model.addressing import begin_addressed, listen_to_cells
+from scripts.train_demo_model.conditions import Encoder, Pool, choose_places, make_batch
+from scripts.train_demo_model.examples import sketch
 from scripts.train_demo_model.flash import turbo_schedule
 from scripts.train_demo_model.heldout import load_held_out
+from scripts.train_demo_model.meaning import GroundWords, Meaning, Subject
 from scripts.train_demo_model.reading import (
     FIELDS,
     READING_WIDTH,
     encode_meanings,
     read_correctly,
 )
-from scripts.train_demo_model.text_encoder import sample_prompt
-from scripts.train_demo_model.transformer import guided_velocity, predict
-from scripts.train_demo_model.world import draw
+from scripts.train_demo_model.text_encoder import CELLS, CLOSING, sample_prompt, tokenize
+from scripts.train_demo_model.transformer import (
+    build_transformer,
+    guided_velocity,
+    predict,
+)
+from scripts.train_demo_model.world import colour_distance, draw, parse_colour
 
 CPU = torch.device("cpu")
 
@@ -124,7 +132,7 @@ def test_references_are_encoded_as_the_pipeline_encodes_them(pipe: Any, encoder:
             images=pixels, batch_size=1, generator=None, device=CPU, dtype=torch.float32
         )
     example = Pool(encoder).draw(source, 64, 64, 2, 1)[0]
-    batch = make_batch([example], encoder, 64, without_text=[False])
+    batch = make_batch([example], encoder, 192, without_text=[False])
     assert batch.reference_ids is not None
     assert torch.equal(batch.reference_ids, ids)
     grids = encoder.encode_scenes(scenes, 64, 64)
@@ -133,25 +141,141 @@ def test_references_are_encoded_as_the_pipeline_encodes_them(pipe: Any, encoder:
     assert float((mine - tokens).abs().mean()) < 0.05 * float(tokens.abs().mean())
 
 
-def test_guidance_of_one_is_the_prompt_and_of_zero_is_none(pipe: Any, encoder: Encoder) -> None:
+def test_thinned_examples_keep_their_tokens_places(encoder: Encoder) -> None:
+    """Of each square of tokens one is kept, with its own position, in answer and references."""
+    examples = Pool(encoder).draw(random.Random(3), 96, 64, 2, 1)
+    places = choose_places(random.Random(4), 96, 64, 2)
+    whole = make_batch(examples, encoder, 192, without_text=[False])
+    thin = make_batch(examples, encoder, 192, without_text=[False], places=places)
+    squares = {(place // 6 // 2, place % 6 // 2) for place in places.tolist()}
+    assert squares == {(row, column) for row in range(2) for column in range(3)}
+    assert torch.equal(thin.answer, whole.answer[:, places])
+    assert torch.equal(thin.answer_ids, whole.answer_ids[:, places])
+    assert torch.equal(thin.weights, whole.weights[:, places])
+    assert whole.references is not None
+    assert whole.reference_ids is not None
+    assert thin.references is not None
+    assert thin.reference_ids is not None
+    both = torch.cat([places, 24 + places])
+    assert torch.equal(thin.references, whole.references[:, both])
+    assert torch.equal(thin.reference_ids, whole.reference_ids[:, both])
+
+
+def test_every_prompt_ends_with_the_cells_of_a_sketch(work: Path) -> None:
+    """The chat template adds sixteen ends and one token of its own for each cell."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(work / "checkpoint" / "tokenizer")
+    ids, _ = tokenize(processor, ["a red circle", "a blue ring on the left of a #aabbcc star"])
+    for row in ids.tolist():
+        ends = processor.tokenizer.convert_ids_to_tokens(row)[-80:]
+        assert ends == [*CLOSING]
+    assert len(set(CLOSING)) == 65
+
+
+@pytest.mark.parametrize(
+    ("meaning", "place", "colour"),
+    [
+        (Meaning("draw", Subject("circle", "red", place="top")), (16, 8), "red"),
+        (Meaning("add", None, Subject("star", "blue", place="left")), (8, 16), "blue"),
+        (Meaning("move", Subject("heart"), Subject(place="bottom")), (16, 24), "white"),
+        (Meaning("recolour", Subject("ring"), Subject(colour="pink")), (3, 30), "pink"),
+        (Meaning("ground", ground=GroundWords("plain", "green")), (3, 30), "green"),
+        (Meaning("remove", Subject("ring")), (16, 16), "#808080"),
+    ],
+    ids=lambda value: value.action if isinstance(value, Meaning) else "",
+)
+def test_a_sketch_shows_what_the_words_say(
+    meaning: Meaning, place: tuple[int, int], colour: str
+) -> None:
+    """What the text encoder learns to draw has the asked colour where it was asked for."""
+    picture = draw(sketch(meaning, random.Random(0)), 32, 32)
+    pixel = picture.getpixel(place)
+    assert isinstance(pixel, tuple)
+    assert colour_distance((pixel[0], pixel[1], pixel[2]), parse_colour(colour)) < 0.05
+
+
+def test_the_transformer_begins_by_telling_cells_apart(encoder: Encoder) -> None:
+    """What comes of a cell's token depends more on which cell it is than before, for any prompt."""
+    torch.manual_seed(0)
+    transformer = build_transformer()
+    texts = encoder.encode_prompts([sample_prompt(random.Random(seed))[0] for seed in range(16)])
+    cells = torch.stack([text[-CELLS * CELLS :] for text in texts])
+
+    def share_of_place() -> float:
+        with torch.no_grad():
+            heard = transformer.context_embedder(cells)
+        return float(heard.mean(dim=0).var(dim=0).sum() / heard.square().mean(dim=(0, 1)).sum())
+
+    before = share_of_place()
+    listen_to_cells(transformer, encoder, random.Random(1))
+    assert share_of_place() > before + 0.1
+
+
+def test_heads_that_look_around_find_cells_and_references(encoder: Encoder) -> None:
+    """One head attends to the cell that a token is in, another to the token's place everywhere."""
+    torch.manual_seed(0)
+    transformer = build_transformer()
+    begin_addressed(transformer, encoder)
+    batch = make_batch(
+        Pool(encoder).draw(random.Random(5), 512, 512, 1, 1), encoder, 0, without_text=[False]
+    )
+    attention = transformer.transformer_blocks[0].attn
+    seen: list[dict[str, torch.Tensor]] = []
+    attention.register_forward_pre_hook(
+        lambda _module, _inputs, named: seen.append(named), with_kwargs=True
+    )
+    one = torch.ones(1)
+    with torch.no_grad():
+        predict(transformer, batch, torch.randn_like(batch.answer), one, one)
+        named = seen[0]
+        rows = batch.text.shape[1]
+        keys = torch.cat(
+            [
+                attention.norm_added_k(
+                    attention.add_k_proj(named["encoder_hidden_states"]).unflatten(-1, (-1, 64))
+                ),
+                attention.norm_k(attention.to_k(named["hidden_states"]).unflatten(-1, (-1, 64))),
+            ],
+            dim=1,
+        )
+        queries = attention.norm_q(attention.to_q(named["hidden_states"]).unflatten(-1, (-1, 64)))
+        keys, queries = (
+            apply_rotary_emb(tensor, part, sequence_dim=1)
+            for tensor, part in (
+                (keys, named["image_rotary_emb"]),
+                (queries, tuple(wave[rows:] for wave in named["image_rotary_emb"])),
+            )
+        )
+        weights = torch.einsum("qhc,khc->hqk", queries[0, :1024], keys[0]).div(8).softmax(dim=-1)
+    token = torch.arange(1024)
+    cell = token // 32 // 4 * 8 + token % 32 // 4
+    in_own_cell = weights[0, token, rows - 64 + cell].mean()
+    assert in_own_cell > 5 / 64
+    itself, in_reference = (weights[1, token, rows + start + token] for start in (0, 1024))
+    torch.testing.assert_close(itself, in_reference, rtol=0.05, atol=0.01)
+    assert (itself + in_reference).mean() > 0.5
+
+
+def test_more_guidance_leads_further_from_the_empty_prompt(pipe: Any, encoder: Encoder) -> None:
     """The guided target leads from the empty prompt's velocity through the prompt's and beyond."""
     torch.manual_seed(0)
     transformer = pipe.transformer
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
     example = Pool(encoder).draw(random.Random(2), 64, 64, 0, 1)
-    told = make_batch(example, encoder, 96, without_text=[False])
-    untold = make_batch(example, encoder, 96, without_text=[True])
+    told = make_batch(example, encoder, 192, without_text=[False])
+    untold = make_batch(example, encoder, 192, without_text=[True])
     noisy, sigma = torch.randn_like(told.answer), torch.tensor([0.7])
-    zero, one, two = (torch.tensor([scale]) for scale in (0.0, 1.0, 2.0))
+    none, one, two = (torch.tensor([scale]) for scale in (-1.5, 1.0, 2.0))
     with torch.no_grad():
         with_text = predict(transformer, told, noisy, sigma, one)
         without = predict(transformer, untold, noisy, sigma, one)
     assert not torch.allclose(with_text, without, atol=1e-4)
     guided = [
         guided_velocity(transformer, told, encoder, noisy, sigma, scale)
-        for scale in (zero, one, two)
+        for scale in (none, one, two)
     ]
-    expected = (without, with_text, 2 * with_text - without)
+    expected = (without, with_text, 1.4 * with_text - 0.4 * without)
     for value, wanted in zip(guided, expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-4)
 
