@@ -64,7 +64,11 @@ def load_pipeline(folder: Path, *, flash: bool = False, dtype: torch.dtype = tor
     """Load the folder as a plain script would; with `flash` also its few-step LoRA."""
     declare_torchvision_operators()
     import diffusers  # noqa: PLC0415  (must come after the declaration)
+    import transformers  # noqa: PLC0415
 
+    # A line for each picture about how diffusers calls the tokenizer would hide the table.
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     pipeline = diffusers.Flux2Pipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     if flash:

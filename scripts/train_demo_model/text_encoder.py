@@ -2,8 +2,8 @@
 
 FLUX.2 takes hidden states 10, 20 and 30 of its text encoder as they are. Here the tokens that close
 a prompt learn to hold, in each of them, all that a `Meaning` says, linearly and at a size of order
-one, and the last of them a sketch of the picture: each what is in its own cell. The tokens
-before them learn what that needs. Next to it the model learns to predict its own
+one, and the last of them a sketch of the picture: each where its own cell is, and what is in it.
+The tokens before them learn what that needs. Next to it the model learns to predict its own
 prompts' next tokens, so that it can also write.
 """
 
@@ -61,7 +61,10 @@ _PASSING_SIZE = 1e-3  # what the other layers add, beside about 1 that is there
 _BATCH = 32
 _LANGUAGE_WEIGHT = 0.1
 _SKETCH_WEIGHT = 20.0
+_PLACE_WEIGHT = 1.0
 _CELL_WAVES = 6
+_WAVE_PAIRS = tuple((i, j) for i in range(_CELL_WAVES) for j in range(_CELL_WAVES - i) if i + j > 0)
+_FIRST_WAVES = 0.1  # their size in the embeddings, beside torch's 0.02
 
 
 def build_text_config(vocab_size: int, layers: int) -> Any:
@@ -138,11 +141,12 @@ class Reader(torch.nn.Module):
 
     def forward(
         self, ids: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Read (B, L) tokens.
 
         Gives by layer what the prompts mean (B, ends, fields) and show (B, cells, a cell's
-        content), and the logits of all tokens before the closing ones.
+        content), and where the cells are (B, cells, waves); and the logits of all tokens before
+        the closing ones.
         """
         output = self.language.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         states = [output.hidden_states[_count_before(layer)] for layer in READ_LAYERS]
@@ -154,8 +158,9 @@ class Reader(torch.nn.Module):
         sketches = [
             head(state[:, -cells:]) for head, state in zip(self.sketch_heads, states, strict=True)
         ]
+        places = [state[:, -cells:, : len(_WAVE_PAIRS)] for state in states]
         logits = self.language.lm_head(output.last_hidden_state[:, : -len(CLOSING)])
-        return meanings, sketches, logits
+        return meanings, sketches, places, logits
 
 
 def train_text_encoder(
@@ -166,13 +171,13 @@ def train_text_encoder(
     vocab_size = len(processor.tokenizer)
     reader = Reader(vocab_size).to(device)
     loop = Loop(folder, reader, steps=steps, peak_rate=3e-3, average=0.995, seed=seed)
-    cast = autocast(device)
+    cast, waves = autocast(device), cell_waves().to(device)
     for step in loop:
         source = random.Random(loop.seed_of(step))
         pairs = [sample_prompt(source) for _ in range(_BATCH)]
         ids, mask = tokenize(processor, [prompt for prompt, _ in pairs])
         with cast():
-            readings, drawn, logits = reader(ids.to(device), mask.to(device))
+            readings, drawn, places, logits = reader(ids.to(device), mask.to(device))
         targets = encode_meanings([meaning for _, meaning in pairs]).to(device)
         every = targets.repeat_interleave(_ENDS, dim=0)
         meanings = [meaning_loss(reading.float().flatten(0, 1), every) for reading in readings]
@@ -181,12 +186,15 @@ def train_text_encoder(
         language = _language_loss(logits.float(), ids.to(device))
         loss = 0.2 * meanings[0] + 0.4 * meanings[1] + meanings[2] + _LANGUAGE_WEIGHT * language
         loss = loss + _SKETCH_WEIGHT * torch.stack(sketches).mean()
+        strayed = torch.stack([(place.float() - waves).square().mean() for place in places]).mean()
+        loss = loss + _PLACE_WEIGHT * strayed
         wrong = float((~read_correctly(readings[2][:, -1].float(), targets)).float().mean())
         figures = {
             "first": meanings[0],
             "last": meanings[2],
             "sketch_first": sketches[0],
             "sketch": sketches[2],
+            "strayed": strayed,
             "language": language,
         }
         loop.update(
@@ -228,20 +236,24 @@ def _sketch_loss(cells: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     return cover + (cells[..., covered:] - shown[..., covered:]).square().mean()
 
 
-@torch.no_grad()
-def _tell_cells_apart(embeddings: torch.Tensor) -> None:
-    """Begin with embeddings (vocabulary, width) of cells that say where the cell is.
+def cell_waves() -> torch.Tensor:
+    """Say where each cell is (cells, waves), by the lowest waves of a cosine transform.
 
-    By the lowest waves of a cosine transform over rows and columns: near cells are alike.
+    Waves along the rows times waves along the columns, each of mean square 1.
     """
     places = (torch.arange(CELLS) + 0.5) * math.pi / CELLS
     waves = torch.cos(places[:, None] * torch.arange(_CELL_WAVES))
-    pairs = [(i, j) for i in range(_CELL_WAVES) for j in range(_CELL_WAVES - i)]
+    products = [torch.outer(waves[:, i], waves[:, j]).flatten() for i, j in _WAVE_PAIRS]
+    stacked = torch.stack(products, dim=1)
+    return stacked / stacked.square().mean(dim=0).sqrt()
+
+
+@torch.no_grad()
+def _tell_cells_apart(embeddings: torch.Tensor) -> None:
+    """Begin with embeddings (vocabulary, width) of cells that say where the cell is."""
+    waves = cell_waves()
     first = len(SPECIAL_TOKENS)
-    for feature, (i, j) in enumerate(pairs):
-        embeddings[first : first + CELLS * CELLS, feature] += (
-            0.1 * torch.outer(waves[:, i], waves[:, j]).flatten()
-        )
+    embeddings[first : first + len(waves), : waves.shape[1]] += _FIRST_WAVES * waves
 
 
 def _language_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
