@@ -44,11 +44,17 @@ class Training:
         self._work, self._recipe, self._device, self._seed = work, recipe, device, seed
 
     def begin_from(self, checkpoint: Path) -> None:
-        """Take all but the LoRA from a checkpoint: the transformer trains on, the others stay.
+        """Take what there is of a checkpoint, all but the LoRA.
 
-        What the work folder already has of them is left alone.
+        The transformer trains on, or is begun if there is none; the others stay as they are. What
+        the work folder already has is left alone. Raises `FileNotFoundError` for a folder that has
+        no part of a checkpoint.
         """
-        for part in ("text_encoder", "tokenizer", "vae", "transformer", CLASSIFIER):
+        parts = ("text_encoder", "tokenizer", "vae", "transformer", CLASSIFIER)
+        there = [part for part in parts if (checkpoint / part).is_dir()]
+        if not there:
+            raise FileNotFoundError(f"no part of a checkpoint in {checkpoint}")
+        for part in there:
             if not (self._work / part).exists():
                 shutil.copytree(checkpoint / part, self._work / part)
 

@@ -2,17 +2,19 @@
 
 A token of the picture has to find what the prompt's sketch says about its own place, and what the
 references show there. All training of that begins with an accident that makes some head look a
-little more to the right place than elsewhere, which costs a small model hours. So two heads of the
+little more to the right place than elsewhere, which costs a small model hours. So the heads of the
 first block are made to: rotary embeddings (https://arxiv.org/abs/2104.09864) turn a constant query
 and a constant key into attention by distance, and keys that are the waves of a cell's place into
 attention to that cell. Like all other weights they are trained afterwards.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from scripts.train_demo_model.conditions import TOKEN_PIXELS, Encoder, Pool, make_batch
 from scripts.train_demo_model.text_encoder import CELLS, sample_prompt
@@ -22,7 +24,11 @@ _PICTURE_PIXELS = 512  # where cells and tokens begin aligned; for other sizes t
 _CELL_PROMPTS, _CELL_DIRECTIONS = 48, 32
 _CELL_WAVES = (0.0, 1.0, 0.7, 0.4, 0.2, 0.0, 0.0, 0.0)
 _PLACE_WAVES = (1.0, 0.8, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0)
+_WIDE_WAVES = (0.0, 0.5, 1.0, 0.7, 0.3, 0.0, 0.0, 0.0)
 """Amplitudes by frequency, from 1 radian a token downwards, along height and along width."""
+
+_SHARPNESS = 1.6  # more of queries and keys alike, so that a token hears little of the next cell
+_WIDE_SHARE = 0.35  # of the third head's queries: so little that it hears several cells at once
 
 _HEIGHT, _WIDTH = slice(16, 32), slice(32, 48)  # of a head's 64 channels; time before, text after
 _EXAMPLES, _EXAMPLE_PIXELS = 32, 128
@@ -30,7 +36,12 @@ _EXAMPLES, _EXAMPLE_PIXELS = 32, 128
 
 @torch.no_grad()
 def begin_addressed(transformer: Any, encoder: Encoder, seed: int = 0) -> None:
-    """Change a transformer in place: head 0 of its first block looks at cells, head 1 at places."""
+    """Change a transformer in place, before it is trained.
+
+    Of the first block, head 0 looks at its cell, head 1 at its place in all pictures, and head 2 at
+    the cells around: what it hears changes smoothly from token to token and tells places apart
+    within a cell.
+    """
     torch.manual_seed(seed)
     source = random.Random(seed)
     listen_to_cells(transformer, encoder, source)
@@ -66,33 +77,39 @@ def listen_to_cells(transformer: Any, encoder: Encoder, source: random.Random) -
 
 @torch.no_grad()
 def look_around(transformer: Any, encoder: Encoder, source: random.Random) -> None:
-    """Make the two heads, from what the first block's attention gets to see at first."""
+    """Make the three heads, from what the first block's attention gets to see at first."""
     attention = transformer.transformer_blocks[0].attn
     image, text = _watch(transformer, encoder, source, attention)
     cells = text[:, -CELLS * CELLS :]
     others = text[:, : -CELLS * CELLS].flatten(0, 1)
     size = attention.head_dim
-    first, second = slice(0, size), slice(size, 2 * size)
+    first, second, third = (slice(start, start + size) for start in (0, size, 2 * size))
     everywhere = _constant_feature(image)
     nowhere = torch.zeros(size)  # along time, where no query of these heads looks
     nowhere[: _HEIGHT.start] = 1.0
-    for head, waves in ((first, _CELL_WAVES), (second, _PLACE_WAVES)):
+    apart = torch.zeros(size)  # along text, where no key of these heads is
+    apart[_WIDTH.stop :] = 1.0
+    for head, waves in ((first, _CELL_WAVES), (second, _PLACE_WAVES), (third, _WIDE_WAVES)):
         query = _waves_at(0.0, 0.0, waves)
+        if head is third:
+            query = _mix(query, apart, _WIDE_SHARE)
         attention.to_q.weight[head] = torch.outer(query, everywhere)
         looked_at = query if head is second else nowhere
         attention.to_k.weight[head] = torch.outer(looked_at, everywhere)
     tokens = _PICTURE_PIXELS // TOKEN_PIXELS // CELLS  # of the picture along a cell's side
     centres = [tokens * (place + 0.5) - 0.5 for place in range(CELLS)]
-    keys = torch.stack([_waves_at(y, x, _CELL_WAVES) for y in centres for x in centres])
     inputs = torch.cat([cells.flatten(0, 1), others])
-    wanted = torch.cat([keys.repeat(len(cells), 1), nowhere.expand(len(others), -1)])
-    attention.add_k_proj.weight[first] = _fit(inputs, wanted)
+    for head, waves in ((first, _CELL_WAVES), (third, _WIDE_WAVES)):
+        keys = torch.stack([_waves_at(y, x, waves) for y in centres for x in centres])
+        wanted = torch.cat([keys.repeat(len(cells), 1), nowhere.expand(len(others), -1)])
+        attention.add_k_proj.weight[head] = _fit(inputs, wanted)
     attention.add_k_proj.weight[second] = torch.outer(nowhere, _constant_feature(inputs))
     attention.add_v_proj.weight[first] = _main_directions(cells.flatten(0, 1), size)
+    attention.add_v_proj.weight[third] = _main_directions(cells.mean(dim=0), size)
     attention.to_v.weight[second] = _main_directions(image, size)
-    columns = torch.empty(attention.to_out[0].weight.shape[0], 2 * size)
-    torch.nn.init.orthogonal_(columns)
-    attention.to_out[0].weight[:, : 2 * size] = columns
+    torch.nn.init.orthogonal_(attention.to_out[0].weight)
+    for norm in (attention.norm_q, attention.norm_k, attention.norm_added_k):
+        norm.weight.mul_(_SHARPNESS)
 
 
 def _watch(
@@ -128,6 +145,12 @@ def _waves_at(y: float, x: float, amplitudes: Sequence[float]) -> torch.Tensor:
         pairs = torch.stack([angles.cos(), angles.sin()], dim=1)
         channels[part] = (torch.tensor(amplitudes)[:, None] * pairs).flatten()
     return channels
+
+
+def _mix(query: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
+    """Give `query` only a share of a head's energy, and the rest to channels that hear nothing."""
+    query, other = normalize(query, dim=0), normalize(other, dim=0)
+    return math.sqrt(share) * query + math.sqrt(1 - share) * other
 
 
 def _constant_feature(inputs: torch.Tensor) -> torch.Tensor:

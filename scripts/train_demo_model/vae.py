@@ -1,7 +1,9 @@
 """Trains the VAE: pictures of the world to latents and back.
 
-The latents are kept small and are disturbed a little on their way to the decoder, so that the
-decoder forgives what the transformer gets slightly wrong.
+The latents are disturbed on their way to the decoder, so that it forgives what the transformer gets
+slightly wrong. And they are held near a linear map of the picture's colours: what is easy to say of
+a place must be easy to draw there. Left to itself the encoder lets a plain colour depend on the
+whole picture, through its norms, and the transformer would spend most of its training on that.
 """
 
 import random
@@ -11,6 +13,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from torch.nn.functional import avg_pool2d, pixel_unshuffle
 
 from scripts.train_demo_model.examples import realise
 from scripts.train_demo_model.loop import Loop, autocast
@@ -18,7 +21,9 @@ from scripts.train_demo_model.meaning import sample_drawing
 from scripts.train_demo_model.world import draw
 
 _NOISE = 0.4  # standard deviation of the disturbance; the latents' own is about 1
-_SHRINK = 1e-3  # weight of the latents' mean square in the loss
+_PLAIN = 2.0  # weight of the latents' distance from the linear map in the loss
+_AVERAGED = 4  # side in pixels of the squares whose mean colours the latents hold
+_STEADY = 3.0  # what holds the encoder's last norm steady, beside signals of about 1
 _STATISTICS_PICTURES = 64
 _QUIET_CHANNEL = 0.02  # a channel's variance counts as at least this share of the mean one
 
@@ -37,7 +42,21 @@ def build_vae() -> Any:
         mid_block_add_attention=False,
     )
     _let_colours_through(vae)
+    _steady_last_norm(vae.encoder)
     return vae
+
+
+def plain_latents(pixels: torch.Tensor) -> torch.Tensor:
+    """Map pictures (B, 3, H, W) linearly to latents (B, 32, H/8, W/8).
+
+    A latent holds the mean colours of the four squares in its eight by eight pixels, spread over
+    all channels alike.
+    """
+    squares = pixel_unshuffle(avg_pool2d(pixels, _AVERAGED), 8 // _AVERAGED)
+    source = torch.Generator().manual_seed(0)
+    spread, _ = torch.linalg.qr(torch.randn(32, squares.shape[1], generator=source))
+    spread = spread * (spread.shape[0] / spread.shape[1]) ** 0.5
+    return torch.einsum("ls,bshw->blhw", spread.to(squares), squares)
 
 
 @torch.no_grad()
@@ -61,6 +80,14 @@ def _let_colours_through(vae: Any) -> None:
             module.weight[channels, channels, 1, 1] += 1
 
 
+@torch.no_grad()
+def _steady_last_norm(encoder: Any) -> None:
+    """Let large constants decide what the last norm divides by, instead of the whole picture."""
+    bias = encoder.mid_block.resnets[-1].conv2.bias
+    bias += _STEADY * (1 - 2 * (torch.arange(len(bias)) % 2))
+    encoder.conv_out.weight.mul_(_STEADY)
+
+
 def train_vae(folder: Path, device: torch.device, *, steps: int, seed: int = 0) -> Any:
     """Train, and return the VAE with the latents' statistics in its `bn`."""
     torch.manual_seed(seed)
@@ -74,8 +101,9 @@ def train_vae(folder: Path, device: torch.device, *, steps: int, seed: int = 0) 
             drawn = vae.decode(_disturb(latents, _NOISE)).sample
         error = drawn.float() - pixels
         loss = error.abs().mean() + error.square().mean()
-        loss = loss + _SHRINK * latents.float().square().mean()
-        loop.update(loss, mae=float(error.detach().abs().mean()))
+        loss = loss + _PLAIN * (latents.float() - plain_latents(pixels)).square().mean()
+        bent = float((latents.detach().float() - plain_latents(pixels)).square().mean())
+        loop.update(loss, mae=float(error.detach().abs().mean()), bent=bent)
     trained = loop.averaged()
     _measure_latents(trained, device, seed)
     return trained
@@ -148,7 +176,7 @@ def _measure_latents(vae: Any, device: torch.device, seed: int) -> None:
     for _ in range(_STATISTICS_PICTURES // 4):
         pixels = to_pixels([draw(_sample_scene(source), 256, 256) for _ in range(4)]).to(device)
         latents = vae.encode(pixels).latent_dist.mode().float()
-        patches = torch.nn.functional.pixel_unshuffle(latents, 2)
+        patches = pixel_unshuffle(latents, 2)
         rows.append(patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1]))
     values = torch.cat(rows)
     variance = values.var(dim=0)

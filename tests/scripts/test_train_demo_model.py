@@ -1,6 +1,7 @@
 """The training command: every stage runs, what it leaves is a FLUX.2, and training sees it so."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 
 from pipelines.loading import check_model_folder
-from scripts.train_demo_model.__main__ import main
+from scripts.train_demo_model.__main__ import Training, main
 from scripts.train_demo_model.addressing import begin_addressed, listen_to_cells
 from scripts.train_demo_model.conditions import Encoder, Pool, choose_places, make_batch
 from scripts.train_demo_model.examples import sketch
@@ -22,12 +23,14 @@ from scripts.train_demo_model.reading import (
     encode_meanings,
     read_correctly,
 )
+from scripts.train_demo_model.recipe import RECIPES
 from scripts.train_demo_model.text_encoder import CELLS, CLOSING, sample_prompt, tokenize
 from scripts.train_demo_model.transformer import (
     build_transformer,
     guided_velocity,
     predict,
 )
+from scripts.train_demo_model.vae import plain_latents
 from scripts.train_demo_model.world import colour_distance, draw, parse_colour
 
 CPU = torch.device("cpu")
@@ -106,6 +109,17 @@ def test_training_begins_from_a_checkpoint(work: Path, tmp_path: Path) -> None:
         name = Path(part) / "diffusion_pytorch_model.safetensors"
         old, new = (folder / "checkpoint" / name for folder in (work, tmp_path))
         assert (old.read_bytes() == new.read_bytes()) is same
+
+
+def test_training_begins_from_what_there_is(work: Path, tmp_path: Path) -> None:
+    """Of an unfinished checkpoint the parts that it has are taken; a wrong folder is refused."""
+    unfinished, begun = tmp_path / "unfinished", tmp_path / "work"
+    shutil.copytree(work / "checkpoint" / "vae", unfinished / "vae")
+    training = Training(begun, RECIPES["try"], CPU, 0)
+    training.begin_from(unfinished)
+    assert [path.name for path in begun.iterdir()] == ["vae"]
+    with pytest.raises(FileNotFoundError, match="no part of a checkpoint"):
+        training.begin_from(tmp_path / "elsewhere")
 
 
 def test_prompts_are_encoded_as_the_pipeline_encodes_them(pipe: Any, encoder: Encoder) -> None:
@@ -255,6 +269,18 @@ def test_heads_that_look_around_find_cells_and_references(encoder: Encoder) -> N
     itself, in_reference = (weights[1, token, rows + start + token] for start in (0, 1024))
     torch.testing.assert_close(itself, in_reference, rtol=0.05, atol=0.01)
     assert (itself + in_reference).mean() > 0.5
+
+
+def test_latents_are_held_near_a_linear_map_of_colours() -> None:
+    """The map is linear, and a place of it depends on its own sixty-four pixels alone."""
+    torch.manual_seed(0)
+    one, other = torch.randn(2, 1, 3, 32, 32)
+    mixed = plain_latents(0.25 * one + 0.75 * other)
+    torch.testing.assert_close(mixed, 0.25 * plain_latents(one) + 0.75 * plain_latents(other))
+    changed = one.clone()
+    changed[..., 8:16, 16:24] = 0.0
+    differs = (plain_latents(changed) != plain_latents(one)).any(dim=1)[0]
+    assert differs.nonzero().tolist() == [[1, 2]]
 
 
 def test_more_guidance_leads_further_from_the_empty_prompt(pipe: Any, encoder: Encoder) -> None:
