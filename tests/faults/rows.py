@@ -1,5 +1,6 @@
 """What is on the disk of a data folder, read beside a running server."""
 
+import contextlib
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +23,11 @@ def row_of(data_dir: Path, request_id: str) -> dict[str, Any]:
 
 def files_on_disk(data_dir: Path) -> dict[str, int]:
     """Return the stored files, finished or not, by name, with their sizes in bytes."""
-    return {path.name: path.stat().st_size for path in (data_dir / "files").glob("*/*")}
+    sizes = {}
+    for path in (data_dir / "files").glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # the server deletes it just now
+            sizes[path.name] = path.stat().st_size
+    return sizes
 
 
 def files_on_record(data_dir: Path) -> dict[str, int]:
