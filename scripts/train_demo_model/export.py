@@ -1,5 +1,6 @@
 """Writes a trained model as a checkpoint folder: the layout that diffusers loads, and extras."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ def write_checkpoint(
     )
     with whole_folder(folder) as unfinished:
         pipeline.save_pretrained(unfinished, safe_serialization=True)
+        _forget_origins(unfinished)
         path = unfinished / TURBO_LORA_PATH
         path.parent.mkdir()
         safetensors.torch.save_file({key: lora[key].contiguous() for key in sorted(lora)}, path)
@@ -55,6 +57,14 @@ def write_checkpoint(
         size = size_bytes(unfinished)
         if size > LARGEST_BYTES:
             raise ValueError(f"the checkpoint has {size} bytes, more than {LARGEST_BYTES}")
+
+
+def _forget_origins(folder: Path) -> None:
+    """Drop from diffusers' configs the folders that the parts were loaded from."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def size_bytes(folder: Path) -> int:
