@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 _SAVE_EVERY_SECONDS = 120.0
 _LOG_EVERY_STEPS = 25
+_MUON_RATE = 1.5  # of AdamW's, its steps being scaled to the same length
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Loop:
     The stage's folder holds `state.pt` (weights, averages, optimiser, step) and `log.jsonl`. The
     random state is a pure function of seed and step (`seed_of`), so that a resumed run sees the
     same examples as one that never stopped. Only what a stage keeps over many steps, as `Pool`
-    does, begins anew.
+    does, begins anew. `hidden` are the parameters that Muon moves instead of AdamW.
     """
 
     def __init__(
@@ -54,22 +55,12 @@ class Loop:
         peak_rate: float,
         average: float = 0.999,
         seed: int = 0,
+        hidden: Sequence[torch.Tensor] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._model, self._steps, self._seed = folder, model, steps, seed
         self._parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
-        matrices = [p for p in self._parameters if p.ndim > 1]
-        others = [p for p in self._parameters if p.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": 0.01},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self._optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=peak_rate,
-            betas=(0.9, 0.97),
-            fused=True,
-        )
+        self._optimisers = _make_optimisers(self._parameters, hidden)
         self._rate = Rate(peak_rate, steps)
         self._average = average
         self._averages = [p.detach().clone() for p in self._parameters]
@@ -98,12 +89,13 @@ class Loop:
 
     def update(self, loss: torch.Tensor, **also: float) -> None:
         """Take one optimiser step down `loss`; `also` goes to the log."""
-        self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._rate.at(self._step)
-        self._optimiser.step()
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["rate_factor"] * self._rate.at(self._step)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         decay = min(self._average, (1 + self._step) / (10 + self._step))
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
@@ -134,7 +126,7 @@ class Loop:
             "step": self._step,
             "model": self._model.state_dict(),
             "averages": self._averages,
-            "optimiser": self._optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
         }
         unfinished = self._folder / "state.pt.new"
         torch.save(state, unfinished)
@@ -148,7 +140,35 @@ class Loop:
         self._step = state["step"]
         self._model.load_state_dict(state["model"])
         self._averages = [average.detach() for average in state["averages"]]
-        self._optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self._optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
+
+
+def _make_optimisers(
+    parameters: Sequence[torch.Tensor], hidden: Sequence[torch.Tensor]
+) -> list[torch.optim.Optimizer]:
+    """Give `hidden`, matrices between hidden states, to Muon, and all others to AdamW.
+
+    Muon (https://kellerjordan.github.io/posts/muon/) takes steps that turn all directions of a
+    matrix alike: a fifth fewer of them to the same loss here, each a seventh dearer.
+    """
+    given = {id(matrix) for matrix in hidden}
+    others = [p for p in parameters if id(p) not in given]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.01, "rate_factor": 1.0},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "rate_factor": 1.0},
+    ]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]], betas=(0.9, 0.97), fused=True
+        )
+    ]
+    if hidden:
+        group = {"params": list(hidden), "rate_factor": _MUON_RATE}
+        optimisers.append(
+            torch.optim.Muon([group], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimisers
 
 
 def autocast(device: torch.device) -> Callable[[], Any]:

@@ -112,7 +112,13 @@ def train_flow(
     teacher = copy.deepcopy(transformer).eval() if stage.guidance else None
     transformer.train()
     loop = Loop(
-        folder, transformer, steps=stage.steps, peak_rate=stage.peak_rate, average=0.997, seed=seed
+        folder,
+        transformer,
+        steps=stage.steps,
+        peak_rate=stage.peak_rate,
+        average=0.997,
+        seed=seed,
+        hidden=_list_hidden(transformer),
     )
     pool, cast = Pool(encoder), autocast(device)
     for step in loop:
@@ -132,6 +138,12 @@ def train_flow(
         plain = float(error.detach().mean())
         loop.update((error * batch.weights).mean(), **{f"references_{kind.references}": plain})
     return loop.averaged()
+
+
+def _list_hidden(transformer: Any) -> list[torch.Tensor]:
+    """List the blocks' matrices, which lead from hidden states to hidden states."""
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    return [p for block in blocks for p in block.parameters() if p.ndim == 2]
 
 
 def predict(
@@ -213,7 +225,7 @@ def _draw_batch(
 ) -> Batch:
     examples = pool.draw(source, kind.width, kind.height, kind.references, kind.count)
     # Padding takes part in attention, so its amount varies until the last stage has all of it.
-    rows = TEXT_ROWS if source.random() < stage.full_text_share else source.choice((0, 176, 208))
+    rows = TEXT_ROWS if source.random() < stage.full_text_share else source.choice((0, 376, 416))
     empty = [not stage.guidance and source.random() < _EMPTY_SHARE for _ in examples]
     places = choose_places(source, kind.width, kind.height, kind.thin)
     return make_batch(examples, encoder, rows, without_text=empty, places=places)

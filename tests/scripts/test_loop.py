@@ -20,9 +20,13 @@ def _model(seed: int = 0) -> torch.nn.Module:
     )
 
 
+def _hidden(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [model.get_parameter("0.weight")]
+
+
 def _train(folder: Path, model: torch.nn.Module, stop_before: int = STEPS, seed: int = 0) -> Loop:
     """Teach the model a sum, on examples that are random in every step."""
-    loop = Loop(folder, model, steps=STEPS, peak_rate=0.01, seed=seed)
+    loop = Loop(folder, model, steps=STEPS, peak_rate=0.01, seed=seed, hidden=_hidden(model))
     for step in loop:
         if step == stop_before:
             break
@@ -53,7 +57,7 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     """A second call has no steps left, and gives the same weights."""
     first, second = _model(), _model(seed=1)
     trained = _weights(_train(tmp_path, first), first)
-    again = Loop(tmp_path, second, steps=STEPS, peak_rate=0.01)
+    again = Loop(tmp_path, second, steps=STEPS, peak_rate=0.01, hidden=_hidden(second))
     assert list(again) == []
     assert all(map(torch.equal, trained, _weights(again, second)))
 
@@ -91,3 +95,13 @@ def test_the_log_tells_step_loss_and_what_else_was_given(
         assert entry["doubled"] == pytest.approx(2 * entry["loss"], abs=1e-5)
         assert entry.keys() >= {"norm", "rate", "seconds"}
     assert entries[-1]["loss"] < entries[0]["loss"]
+
+
+def test_a_hidden_matrix_is_turned_in_all_directions_alike(tmp_path: Path) -> None:
+    """One step changes it by a matrix of near singular values, which no gradient has by itself."""
+    model = _model()
+    (matrix,) = _hidden(model)
+    before = matrix.detach().clone()
+    _train(tmp_path, model, stop_before=1)
+    spectrum = torch.linalg.svdvals(matrix.detach() - before)
+    assert spectrum[0] < 2 * spectrum[-1]
