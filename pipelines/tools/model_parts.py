@@ -101,7 +101,8 @@ def build_processor(
         tokenizer_object=_train_tokenizer(tuple(extra_texts), vocab_size, closing),
         **roles,
         padding_side="left",
-        truncation_side="right",
+        # A prompt that is too long may lose its first words, but not what has to close it.
+        truncation_side="left" if len(closing) > 1 else "right",
         model_max_length=131072,
         clean_up_tokenization_spaces=False,
     )

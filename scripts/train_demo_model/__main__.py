@@ -34,7 +34,7 @@ from scripts.train_demo_model.transformer import (
 from scripts.train_demo_model.vae import refine_decoder, train_vae
 
 _TOKENIZER_TEXTS = 4000
-_VOCABULARY = 1088
+_VOCABULARY = 1280
 
 
 class Training:

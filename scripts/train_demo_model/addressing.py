@@ -11,26 +11,42 @@ attention to that cell. Like all other weights they are trained afterwards.
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
-from scripts.train_demo_model.conditions import TOKEN_PIXELS, Encoder, Pool, make_batch
-from scripts.train_demo_model.text_encoder import CELLS, sample_prompt
+from scripts.train_demo_model.conditions import Encoder, Pool, make_batch
+from scripts.train_demo_model.examples import sketch
+from scripts.train_demo_model.text_encoder import (
+    CELL_COVERS,
+    CELLS,
+    PLACE_SIZE,
+    PLACES,
+    READ_LAYERS,
+    TEXT_WIDTH,
+    cell_places,
+    cut_cells,
+    sample_prompt,
+)
 from scripts.train_demo_model.transformer import predict, sample_sigmas
 
-_PICTURE_PIXELS = 512  # where cells and tokens begin aligned; for other sizes that is learned
-_CELL_PROMPTS, _CELL_DIRECTIONS = 48, 32
-_CELL_WAVES = (0.0, 1.0, 0.7, 0.4, 0.2, 0.0, 0.0, 0.0)
+_CELL_PROMPTS = 64
+_COVER_SIZE, _PLACE_SIZE, _REST_SIZE = 2.0, 2.0, 0.4
+"""How large in the text stream is a cell's cover, its place, and each direction of the rest."""
+
+_CELL_WAVES = (0.7, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0, 0.0)
 _PLACE_WAVES = (1.0, 0.8, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0)
-_WIDE_WAVES = (0.0, 0.5, 1.0, 0.7, 0.3, 0.0, 0.0, 0.0)
+_WIDE_WAVES = (0.0, 0.5, 1.0, 0.7, 0.0, 0.0, 0.0, 0.0)
 """Amplitudes by frequency, from 1 radian a token downwards, along height and along width."""
 
 _SHARPNESS = 1.6  # more of queries and keys alike, so that a token hears little of the next cell
 _WIDE_SHARE = 0.35  # of the third head's queries: so little that it hears several cells at once
 
-_HEIGHT, _WIDTH = slice(16, 32), slice(32, 48)  # of a head's 64 channels; time before, text after
+_TIME, _HEIGHT, _WIDTH, _TEXT = (slice(16 * axis, 16 * (axis + 1)) for axis in range(4))
+"""The axes' shares of a head's channels."""
+
 _EXAMPLES, _EXAMPLE_PIXELS = 32, 128
 
 
@@ -39,117 +55,156 @@ def begin_addressed(transformer: Any, encoder: Encoder, seed: int = 0) -> None:
     """Change a transformer in place, before it is trained.
 
     Of the first block, head 0 looks at its cell, head 1 at its place in all pictures, and head 2 at
-    the cells around: what it hears changes smoothly from token to token and tells places apart
-    within a cell.
+    the cells around.
     """
     torch.manual_seed(seed)
     source = random.Random(seed)
-    listen_to_cells(transformer, encoder, source)
-    look_around(transformer, encoder, source)
+    _let_attention_through(transformer)
+    contents = _find_contents(encoder, source)
+    listen_to_cells(transformer, contents)
+    look_around(transformer, encoder, source, contents)
 
 
 @torch.no_grad()
-def listen_to_cells(transformer: Any, encoder: Encoder, source: random.Random) -> None:
-    """Let the transformer hear which cell of the sketch a text token is.
+def listen_to_cells(transformer: Any, contents: torch.Tensor) -> None:
+    """Let the text stream hold what cells say, each thing in a direction of its own.
 
-    The directions in which the cells' embeddings differ most, compared with how far prompts move
-    them (linear discriminant analysis), get a third of the text stream.
+    `contents` (things, text width) tells them from an embedding; of the rest of an embedding each
+    of the other directions gets a little.
     """
-    texts = encoder.encode_prompts([sample_prompt(source)[0] for _ in range(_CELL_PROMPTS)])
-    cells = torch.stack([text[-CELLS * CELLS :] for text in texts]).double().cpu()
-    means = cells.mean(dim=0)
-    between = torch.cov(means.T, correction=0)
-    within = torch.cov((cells - means).flatten(0, 1).T, correction=0)
-    # What all cells have in common would drown the rest: nothing later could subtract it.
-    common = means.mean(dim=0)
-    within += torch.outer(common, common)
-    within += 1e-4 * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
-    whiten = torch.linalg.inv(torch.linalg.cholesky(within))
-    values, vectors = torch.linalg.eigh(whiten @ between @ whiten.T)
-    directions = (vectors[:, -_CELL_DIRECTIONS:] / values[-_CELL_DIRECTIONS:].sqrt()).T @ whiten
     weight = transformer.context_embedder.weight
-    columns = torch.empty(weight.shape[0], _CELL_DIRECTIONS)
-    torch.nn.init.orthogonal_(columns)
-    stream = (cells.flatten(0, 1) @ weight.T.double()).square().mean()
-    scale = (0.5 * stream * weight.shape[0] / _CELL_DIRECTIONS).sqrt()
-    weight += (scale * columns.double() @ directions).float()
+    directions = torch.linalg.qr(torch.randn(len(weight), len(weight))).Q
+    rest = normalize(torch.randn(len(weight) - len(contents), weight.shape[1]))
+    weight.copy_(directions @ torch.cat([contents, _REST_SIZE * rest]))
 
 
 @torch.no_grad()
-def look_around(transformer: Any, encoder: Encoder, source: random.Random) -> None:
+def look_around(
+    transformer: Any, encoder: Encoder, source: random.Random, contents: torch.Tensor
+) -> None:
     """Make the three heads, from what the first block's attention gets to see at first."""
     attention = transformer.transformer_blocks[0].attn
-    image, text = _watch(transformer, encoder, source, attention)
-    cells = text[:, -CELLS * CELLS :]
-    others = text[:, : -CELLS * CELLS].flatten(0, 1)
+    seen = _watch(transformer, encoder, source, attention)
+    cells = seen.cells.flatten(0, 1)
     size = attention.head_dim
     first, second, third = (slice(start, start + size) for start in (0, size, 2 * size))
-    everywhere = _constant_feature(image)
-    nowhere = torch.zeros(size)  # along time, where no query of these heads looks
-    nowhere[: _HEIGHT.start] = 1.0
-    apart = torch.zeros(size)  # along text, where no key of these heads is
-    apart[_WIDTH.stop :] = 1.0
+    everywhere = _constant_feature(seen.image)
+    nowhere, apart = _in_channels(_TIME), _in_channels(_TEXT)  # where no query, no key looks
     for head, waves in ((first, _CELL_WAVES), (second, _PLACE_WAVES), (third, _WIDE_WAVES)):
-        query = _waves_at(0.0, 0.0, waves)
+        query = _shape(waves)
         if head is third:
             query = _mix(query, apart, _WIDE_SHARE)
         attention.to_q.weight[head] = torch.outer(query, everywhere)
         looked_at = query if head is second else nowhere
         attention.to_k.weight[head] = torch.outer(looked_at, everywhere)
-    tokens = _PICTURE_PIXELS // TOKEN_PIXELS // CELLS  # of the picture along a cell's side
-    centres = [tokens * (place + 0.5) - 0.5 for place in range(CELLS)]
-    inputs = torch.cat([cells.flatten(0, 1), others])
+    inputs = torch.cat([cells, seen.others])
     for head, waves in ((first, _CELL_WAVES), (third, _WIDE_WAVES)):
-        keys = torch.stack([_waves_at(y, x, waves) for y in centres for x in centres])
-        wanted = torch.cat([keys.repeat(len(cells), 1), nowhere.expand(len(others), -1)])
+        keys = _place_keys(waves).repeat(len(seen.cells), 1)
+        wanted = torch.cat([keys, nowhere.expand(len(seen.others), -1)])
         attention.add_k_proj.weight[head] = _fit(inputs, wanted)
     attention.add_k_proj.weight[second] = torch.outer(nowhere, _constant_feature(inputs))
-    attention.add_v_proj.weight[first] = _main_directions(cells.flatten(0, 1), size)
-    attention.add_v_proj.weight[third] = _main_directions(cells.mean(dim=0), size)
-    attention.to_v.weight[second] = _main_directions(image, size)
-    torch.nn.init.orthogonal_(attention.to_out[0].weight)
+    told = _fit(cells, seen.texts.flatten(0, 1) @ contents.T)
+    others = _main_directions(cells, size - len(told))
+    attention.add_v_proj.weight[first] = torch.cat([told, others])
+    attention.add_v_proj.weight[third] = _main_directions(seen.cells.mean(dim=0), size)
+    attention.to_v.weight[second] = _main_directions(seen.image, size)
+    # What the first head hears goes where the picture's own tokens have nothing.
+    pixels = transformer.x_embedder.weight
+    free = torch.linalg.svd(pixels, full_matrices=True).U[:, pixels.shape[1] :]
+    attention.to_out[0].weight.copy_(torch.cat([free, pixels], dim=1))
     for norm in (attention.norm_q, attention.norm_k, attention.norm_added_k):
         norm.weight.mul_(_SHARPNESS)
 
 
+def _let_attention_through(transformer: Any) -> None:
+    """Let what the double blocks' attention says to the picture come through, at any noise."""
+    width = transformer.x_embedder.weight.shape[0]
+    sigma, scale = torch.rand(64), 8 * torch.rand(64)
+    embedded = transformer.time_guidance_embed(1000 * sigma, 1000 * scale)
+    gate = _constant_feature(torch.nn.functional.silu(embedded))
+    modulation = transformer.double_stream_modulation_img.linear.weight
+    modulation[2 * width : 3 * width] = gate.expand(width, -1)  # after shift and scale
+
+
+def _find_contents(encoder: Encoder, source: random.Random) -> torch.Tensor:
+    """Find what tells a cell's content and place (things, text width) from its embedding."""
+    pairs = [sample_prompt(source) for _ in range(_CELL_PROMPTS)]
+    texts = encoder.encode_prompts([prompt for prompt, _ in pairs])
+    cells = torch.stack([text[-CELLS * CELLS :] for text in texts]).cpu()
+    shown = cut_cells([sketch(meaning, source) for _, meaning in pairs])
+    contents = _fit(cells.flatten(0, 1), shown.flatten(0, 1))
+    contents[:CELL_COVERS] *= _COVER_SIZE
+    states = len(READ_LAYERS)
+    place = torch.zeros(PLACES, TEXT_WIDTH)
+    place[:, -PLACES:] = _PLACE_SIZE / PLACE_SIZE / states * torch.eye(PLACES)
+    return torch.cat([contents, place.repeat(1, states)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What comes to a block's attention."""
+
+    image: torch.Tensor  # (N, width)
+    cells: torch.Tensor  # (B, cells, width)
+    others: torch.Tensor  # (N, width): other tokens of the text
+    texts: torch.Tensor  # (B, cells, text width): the cells' embeddings
+
+
 def _watch(
     transformer: Any, encoder: Encoder, source: random.Random, attention: torch.nn.Module
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Collect what comes to the attention: of pictures (N, width), of texts (B, K, width)."""
+) -> _Seen:
+    """Collect what comes to the attention, of drawings at all noise levels."""
     seen: list[dict[str, torch.Tensor]] = []
     hook = attention.register_forward_pre_hook(
         lambda _module, _inputs, named: seen.append(named), with_kwargs=True
     )
-    pool = Pool(encoder)
-    for references in (0, 1):
-        examples = pool.draw(source, _EXAMPLE_PIXELS, _EXAMPLE_PIXELS, references, _EXAMPLES)
-        batch = make_batch(examples, encoder, 0, without_text=[False] * _EXAMPLES)
-        sigma = sample_sigmas(_EXAMPLES, source)
-        noise = torch.randn_like(batch.answer)
-        noisy = torch.lerp(batch.answer, noise, sigma[:, None, None])
-        predict(transformer, batch, noisy, sigma, torch.ones(_EXAMPLES))
+    examples = Pool(encoder).draw(source, _EXAMPLE_PIXELS, _EXAMPLE_PIXELS, 0, _EXAMPLES)
+    batch = make_batch(examples, encoder, 0, without_text=[False] * _EXAMPLES)
+    device = batch.text.device
+    transformer.to(device)
+    sigma = sample_sigmas(_EXAMPLES, source).to(device)
+    noisy = torch.lerp(batch.answer, torch.randn_like(batch.answer), sigma[:, None, None])
+    predict(transformer, batch, noisy, sigma, 8 * torch.rand_like(sigma))
     hook.remove()
-    image = torch.cat([named["hidden_states"].flatten(0, 1) for named in seen])
-    rows = min(named["encoder_hidden_states"].shape[1] for named in seen)
-    text = torch.cat([named["encoder_hidden_states"][:, -rows:] for named in seen])
-    return image, text
+    transformer.cpu()  # where the heads are made, and where training takes it from
+    (named,) = seen
+    cells, text = CELLS * CELLS, named["encoder_hidden_states"].cpu()
+    return _Seen(
+        image=named["hidden_states"].cpu().flatten(0, 1),
+        cells=text[:, -cells:],
+        others=text[:, :-cells].flatten(0, 1),
+        texts=batch.text[:, -cells:].cpu(),
+    )
 
 
-def _waves_at(y: float, x: float, amplitudes: Sequence[float]) -> torch.Tensor:
-    """Give a head's channels as the rotary embedding would turn a constant one to this place."""
-    steps = torch.arange(len(amplitudes))
-    frequencies = 2000.0 ** (-steps / len(amplitudes))  # theta of Flux2Transformer2DModel
+def _in_channels(part: slice) -> torch.Tensor:
+    """Give a head's channels with ones in a part."""
     channels = torch.zeros(64)
-    for place, part in ((y, _HEIGHT), (x, _WIDTH)):
-        angles = place * frequencies
-        pairs = torch.stack([angles.cos(), angles.sin()], dim=1)
-        channels[part] = (torch.tensor(amplitudes)[:, None] * pairs).flatten()
+    channels[part] = 1.0
     return channels
+
+
+def _shape(amplitudes: Sequence[float]) -> torch.Tensor:
+    """Give the head's channels (64) of a query that looks around itself."""
+    channels = torch.zeros(64)
+    for part in (_HEIGHT, _WIDTH):
+        channels[part][::2] = torch.tensor(amplitudes)
+    return channels
+
+
+def _place_keys(amplitudes: Sequence[float]) -> torch.Tensor:
+    """Give the keys (cells, 64) that such a query finds at each cell's place."""
+    keys = torch.zeros(CELLS * CELLS, 64)
+    waves = PLACES // 2
+    sizes = torch.tensor(amplitudes).repeat_interleave(2)[:waves]
+    for part, place in ((_HEIGHT, slice(waves)), (_WIDTH, slice(waves, PLACES))):
+        keys[:, part][:, :waves] = sizes * cell_places()[:, place]
+    return keys
 
 
 def _mix(query: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
     """Give `query` only a share of a head's energy, and the rest to channels that hear nothing."""
-    query, other = normalize(query, dim=0), normalize(other, dim=0)
+    query, other = normalize(query, dim=-1), normalize(other, dim=-1)
     return math.sqrt(share) * query + math.sqrt(1 - share) * other
 
 

@@ -25,8 +25,8 @@ TEXT_ROWS = 512
 
 TOKEN_PIXELS = 16
 _ONE_REFERENCE = tuple(action for action in EDITS if action != "combine")
-_FIRST_PROMPTS, _PROMPTS, _PROMPTS_AT_ONCE, _NEW_PROMPTS_SHARE = 128, 2048, 8, 0.2
-_FIRST_EXAMPLES, _NEW_EXAMPLES_SHARE = 64, 0.12
+_FIRST_PROMPTS, _PROMPTS, _PROMPTS_AT_ONCE, _NEW_PROMPTS_SHARE = 32, 2048, 8, 0.15
+_FIRST_EXAMPLES, _NEW_EXAMPLES_SHARE = 32, 0.15
 _THING_WEIGHT = 3.0  # how much more a token counts that a thing touches: most show only ground
 
 

@@ -23,11 +23,6 @@ from scripts.train_demo_model.world import (
     parse_colour,
 )
 
-# How far a centre strays where no place was said, and where one was. Little: a small model learns
-# in an hour where a thing goes, but not to agree with itself on a place that it may choose.
-_LOOSE, _TIGHT = 0.05, 0.012
-_RADIUS_SPREAD = 0.02
-
 _GRAY = Ground("plain", (128, 128, 128), (128, 128, 128))
 
 
@@ -43,7 +38,9 @@ class Example:
 def realise(meaning: Meaning, aspect: float, random: random.Random) -> Example:
     """Draw an example of the request for pictures of `aspect` = width / height.
 
-    What the request leaves open differs from call to call.
+    Of what a drawing's request leaves open only the ground's shade differs from call to call. A
+    small model learns in an hour where a thing goes, but in no such time to agree with itself on
+    a place or size that it may choose.
     """
     if meaning.action == "draw":
         return Example(meaning, (), _realise_drawing(meaning, aspect, random))
@@ -64,7 +61,7 @@ def sketch(meaning: Meaning, random: random.Random) -> Scene:
         shape = becomes.shape or (meaning.first.shape if meaning.first else None)
         colour = becomes.colour or (meaning.first.colour if meaning.first else None)
         subject = Subject(shape, colour or "white")
-        thing = _place(subject, PLACES[becomes.place], 0.0, 0.8, 1.0, random)
+        thing = _place(subject, PLACES[becomes.place], 0.8, 1.0)
         return Scene(_GRAY, (thing,))
     colour = becomes.colour if becomes else None
     return Scene(make_ground(GroundWords("plain", colour)) if colour else _GRAY, ())
@@ -81,33 +78,24 @@ def _realise_drawing(meaning: Meaning, aspect: float, random: random.Random) -> 
     first, second = meaning.first, meaning.second
     assert first is not None
     if second is not None:
-        things = _place_two(first, second, meaning.relation, aspect, random)
+        things = _place_two(first, second, meaning.relation, aspect)
     elif first.count > 1:
-        things = _place_many(first, aspect, random)
+        things = _place_many(first, aspect)
     else:
         centre = PLACES[first.place or "center"]
-        things = (_place(first, centre, _TIGHT if first.place else _LOOSE, 1.0, aspect, random),)
+        things = (_place(first, centre, 1.0, aspect),)
     ground = make_ground(meaning.ground) if meaning.ground else _open_ground(things, random)
     return Scene(ground, things)
 
 
-def _place(
-    subject: Subject,
-    centre: tuple[float, float],
-    stray: float,
-    scale: float,
-    aspect: float,
-    random: random.Random,
-) -> Thing:
-    spread = random.uniform(1 - _RADIUS_SPREAD, 1 + _RADIUS_SPREAD)
-    radius = scale * SIZES[subject.size or "medium"] * spread
-    x, y = (value + random.uniform(-stray, stray) for value in centre)
-    x, y = fit(x, y, radius, aspect)
+def _place(subject: Subject, centre: tuple[float, float], scale: float, aspect: float) -> Thing:
+    radius = scale * SIZES[subject.size or "medium"]
+    x, y = fit(*centre, radius, aspect)
     return Thing(subject.shape or "", parse_colour(subject.colour or ""), x, y, radius)
 
 
 def _place_two(
-    first: Subject, second: Subject, relation: str | None, aspect: float, random: random.Random
+    first: Subject, second: Subject, relation: str | None, aspect: float
 ) -> tuple[Thing, ...]:
     centres = {
         "left": ((0.27, 0.5), (0.73, 0.5)),
@@ -116,17 +104,17 @@ def _place_two(
         "below": ((0.5, 0.73), (0.5, 0.27)),
     }[relation or "left"]
     return tuple(
-        _place(subject, centre, _TIGHT, 0.88, aspect, random)
+        _place(subject, centre, 0.88, aspect)
         for subject, centre in zip((first, second), centres, strict=True)
     )
 
 
-def _place_many(subject: Subject, aspect: float, random: random.Random) -> tuple[Thing, ...]:
+def _place_many(subject: Subject, aspect: float) -> tuple[Thing, ...]:
     if subject.count == 2:
         centres, scale = [(0.28, 0.5), (0.72, 0.5)], 0.68
     else:
         centres, scale = [(0.5, 0.27), (0.27, 0.72), (0.73, 0.72)], 0.58
-    return tuple(_place(subject, centre, _TIGHT, scale, aspect, random) for centre in centres)
+    return tuple(_place(subject, centre, scale, aspect) for centre in centres)
 
 
 def _open_ground(things: tuple[Thing, ...], random: random.Random) -> Ground:
@@ -148,7 +136,7 @@ def _realise_edit(meaning: Meaning, aspect: float, random: random.Random) -> Exa
             after = replace(before, things=(*before.things, donor.things[0]))
             references: tuple[Scene, ...] = (before, donor)
         else:
-            after = _apply(meaning, before, aspect, random)
+            after = _apply(meaning, before, aspect)
             references = (before,)
         if after != before and _is_clear(after, aspect):
             return Example(meaning, references, after)
@@ -171,7 +159,7 @@ def _scene_before(meaning: Meaning, aspect: float, random: random.Random) -> Sce
         said = first.colour if first and index == 0 else None
         colour = said or sample_colour(random, tuple(behind))
         subject = Subject(shape, colour, size=random.choice(("small", "medium")))
-        things.append(_place(subject, spot, _TIGHT, 1.0, aspect, random))
+        things.append(_place(subject, spot, 1.0, aspect))
         behind.append(parse_colour(colour))
     return Scene(make_ground(ground_words), tuple(things))
 
@@ -184,11 +172,11 @@ def _donor_scene(meaning: Meaning, aspect: float, random: random.Random) -> Scen
         colour=first.colour or sample_colour(random, ()),
         size=random.choice(("small", "medium")),
     )
-    thing = _place(subject, random.choice(list(PLACES.values())), _TIGHT, 1.0, aspect, random)
+    thing = _place(subject, random.choice(list(PLACES.values())), 1.0, aspect)
     return Scene(_open_ground((thing,), random), (thing,))
 
 
-def _apply(meaning: Meaning, before: Scene, aspect: float, random: random.Random) -> Scene:
+def _apply(meaning: Meaning, before: Scene, aspect: float) -> Scene:
     first, *others = before.things
     becomes = meaning.second
     if meaning.action == "ground":
@@ -198,7 +186,7 @@ def _apply(meaning: Meaning, before: Scene, aspect: float, random: random.Random
         return replace(before, things=tuple(others))
     assert becomes is not None
     if meaning.action == "add":
-        new = _place(becomes, PLACES[becomes.place or "center"], _TIGHT, 0.8, aspect, random)
+        new = _place(becomes, PLACES[becomes.place or "center"], 0.8, aspect)
         return replace(before, things=(*before.things, new))
     if meaning.action == "move":
         x, y = fit(*PLACES[becomes.place or "center"], first.radius, aspect)

@@ -19,6 +19,7 @@ import transformers
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
+    mse_loss,
     pixel_unshuffle,
 )
 
@@ -37,15 +38,24 @@ from scripts.train_demo_model.vae import to_pixels
 from scripts.train_demo_model.wording import say
 from scripts.train_demo_model.world import Scene, draw, draw_mask
 
-TEXT_WIDTH = 96
+_READER_WIDTH = 96
 TEXT_LAYERS = 32  # the pipeline reads 10, 20 and 30: none may be the last
 READ_LAYERS = (10, 20, 30)
 _ENDS = 16  # how often [/INST] ends a prompt: one among a hundred tokens would hardly be heard
-CELLS = 8
+CELLS = 16
 """A sketch of the picture is laid out in so many rows of so many cells, one token each."""
 
-_MASK_PIXELS, _COLOUR_PIXELS = 4, 2  # what a cell holds: so many rows of so many
-_CELL_WIDTH = 2 * _MASK_PIXELS**2 + 3 * _COLOUR_PIXELS**2
+_PLACE_WAVES = 4
+PLACES = 4 * _PLACE_WAVES
+"""The last channels of every hidden state: where a cell is, as `cell_places` says it."""
+
+TEXT_WIDTH = _READER_WIDTH + PLACES
+PLACE_SIZE = 0.1  # small beside the rest, so that norms hardly notice
+
+_MASK_PIXELS = 2  # for how many rows of how many parts a cell says what covers them
+CELL_COVERS = 2 * _MASK_PIXELS**2
+CELL_WIDTH = CELL_COVERS + 3
+
 CLOSING = (
     *(_ENDS * ("[/INST]",)),
     *(f"[CELL_{row}_{column}]" for row in range(CELLS) for column in range(CELLS)),
@@ -56,22 +66,26 @@ A transformer this small does not find out in hours where on a picture a thing g
 cell, it sees that in minutes.
 """
 
+_PICTURE_TOKENS = 32  # along a side of 512 pixels, the size for which a sketch is made
+_ROTARY_FREQUENCIES = 2000.0 ** (-torch.arange(8) / 8)  # of Flux2Transformer2DModel, per token
+
 _WORKING_LAYERS = (0, 1, 2, 10, 11, 12, 20, 21, 22)
 _PASSING_SIZE = 1e-3  # what the other layers add, beside about 1 that is there
 _BATCH = 32
 _LANGUAGE_WEIGHT = 0.1
 _SKETCH_WEIGHT = 20.0
-_PLACE_WEIGHT = 1.0
-_CELL_WAVES = 6
-_WAVE_PAIRS = tuple((i, j) for i in range(_CELL_WAVES) for j in range(_CELL_WAVES - i) if i + j > 0)
+_WAVES_ALONG = 6
+_WAVE_PAIRS = tuple(
+    (i, j) for i in range(_WAVES_ALONG) for j in range(_WAVES_ALONG - i) if i + j > 0
+)
 _FIRST_WAVES = 0.1  # their size in the embeddings, beside torch's 0.02
 
 
-def build_text_config(vocab_size: int, layers: int) -> Any:
-    """Describe the language model; `layers` is `TEXT_LAYERS` but while it is trained."""
+def build_text_config(vocab_size: int, layers: int = TEXT_LAYERS, width: int = TEXT_WIDTH) -> Any:
+    """Describe the language model; `layers` and `width` are fewer only while it is trained."""
     return transformers.MistralConfig(
         vocab_size=vocab_size,
-        hidden_size=TEXT_WIDTH,
+        hidden_size=width,
         intermediate_size=128,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -126,27 +140,26 @@ class Reader(torch.nn.Module):
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        config = build_text_config(vocab_size, len(_WORKING_LAYERS))
+        config = build_text_config(vocab_size, len(_WORKING_LAYERS), _READER_WIDTH)
         # Plain attention: its backward pass is faster than the fused one's at these sizes.
         config._attn_implementation = "eager"  # noqa: SLF001
         self.language = transformers.MistralForCausalLM(config)
 
         _tell_cells_apart(self.language.get_input_embeddings().weight)
         self.meaning_heads = torch.nn.ModuleList(
-            torch.nn.Linear(TEXT_WIDTH, READING_WIDTH) for _ in READ_LAYERS
+            torch.nn.Linear(_READER_WIDTH, READING_WIDTH) for _ in READ_LAYERS
         )
         self.sketch_heads = torch.nn.ModuleList(
-            torch.nn.Linear(TEXT_WIDTH, _CELL_WIDTH) for _ in READ_LAYERS
+            torch.nn.Linear(_READER_WIDTH, CELL_WIDTH) for _ in READ_LAYERS
         )
 
     def forward(
         self, ids: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Read (B, L) tokens.
 
         Gives by layer what the prompts mean (B, ends, fields) and show (B, cells, a cell's
-        content), and where the cells are (B, cells, waves); and the logits of all tokens before
-        the closing ones.
+        content), and the logits of all tokens before the closing ones.
         """
         output = self.language.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         states = [output.hidden_states[_count_before(layer)] for layer in READ_LAYERS]
@@ -158,9 +171,8 @@ class Reader(torch.nn.Module):
         sketches = [
             head(state[:, -cells:]) for head, state in zip(self.sketch_heads, states, strict=True)
         ]
-        places = [state[:, -cells:, : len(_WAVE_PAIRS)] for state in states]
         logits = self.language.lm_head(output.last_hidden_state[:, : -len(CLOSING)])
-        return meanings, sketches, places, logits
+        return meanings, sketches, logits
 
 
 def train_text_encoder(
@@ -171,30 +183,27 @@ def train_text_encoder(
     vocab_size = len(processor.tokenizer)
     reader = Reader(vocab_size).to(device)
     loop = Loop(folder, reader, steps=steps, peak_rate=3e-3, average=0.995, seed=seed)
-    cast, waves = autocast(device), cell_waves().to(device)
+    cast = autocast(device)
     for step in loop:
         source = random.Random(loop.seed_of(step))
         pairs = [sample_prompt(source) for _ in range(_BATCH)]
         ids, mask = tokenize(processor, [prompt for prompt, _ in pairs])
         with cast():
-            readings, drawn, places, logits = reader(ids.to(device), mask.to(device))
+            readings, drawn, logits = reader(ids.to(device), mask.to(device))
         targets = encode_meanings([meaning for _, meaning in pairs]).to(device)
         every = targets.repeat_interleave(_ENDS, dim=0)
         meanings = [meaning_loss(reading.float().flatten(0, 1), every) for reading in readings]
-        shown = _cut_cells([sketch(meaning, source) for _, meaning in pairs]).to(device)
+        shown = cut_cells([sketch(meaning, source) for _, meaning in pairs]).to(device)
         sketches = [_sketch_loss(cells.float(), shown) for cells in drawn]
         language = _language_loss(logits.float(), ids.to(device))
         loss = 0.2 * meanings[0] + 0.4 * meanings[1] + meanings[2] + _LANGUAGE_WEIGHT * language
         loss = loss + _SKETCH_WEIGHT * torch.stack(sketches).mean()
-        strayed = torch.stack([(place.float() - waves).square().mean() for place in places]).mean()
-        loss = loss + _PLACE_WEIGHT * strayed
         wrong = float((~read_correctly(readings[2][:, -1].float(), targets)).float().mean())
         figures = {
             "first": meanings[0],
             "last": meanings[2],
             "sketch_first": sketches[0],
             "sketch": sketches[2],
-            "strayed": strayed,
             "language": language,
         }
         loop.update(
@@ -203,24 +212,21 @@ def train_text_encoder(
     return _spread(loop.averaged(), vocab_size, seed)
 
 
-def _cut_cells(scenes: Sequence[Scene]) -> torch.Tensor:
+def cut_cells(scenes: Sequence[Scene]) -> torch.Tensor:
     """Draw scenes small and cut them: (B, cells, a cell's content).
 
-    A cell holds how far things cover each of its places, from 0 to 1, first those of the first
-    kind, then the others; then its colours, in [-1, 1].
+    A cell holds how far things cover each of its parts, from 0 to 1, first those of the first
+    kind, then the others; then its colour, in [-1, 1].
     """
-    side = CELLS * _MASK_PIXELS
-    masks = np.stack([_cover(scene, side) for scene in scenes])
-    side = CELLS * _COLOUR_PIXELS
-    pixels = to_pixels([draw(scene, side, side) for scene in scenes])
+    masks = np.stack([cover_scene(scene, CELLS * _MASK_PIXELS) for scene in scenes])
     parts = (
         pixel_unshuffle(torch.from_numpy(masks).float() / 255, _MASK_PIXELS),
-        pixel_unshuffle(pixels, _COLOUR_PIXELS),
+        to_pixels([draw(scene, CELLS, CELLS) for scene in scenes]),
     )
     return torch.cat([part.flatten(2).transpose(1, 2) for part in parts], dim=2)
 
 
-def _cover(scene: Scene, side: int) -> Any:
+def cover_scene(scene: Scene, side: int) -> Any:
     """Draw the masks (2, side, side) of the things of the first kind and of the others."""
     masks = np.zeros((2, side, side), np.uint8)
     for thing in scene.things:
@@ -231,9 +237,24 @@ def _cover(scene: Scene, side: int) -> Any:
 
 def _sketch_loss(cells: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     """Cross entropy of what is covered plus squared error of the colours."""
-    covered = 2 * _MASK_PIXELS**2
-    cover = binary_cross_entropy_with_logits(cells[..., :covered], shown[..., :covered])
-    return cover + (cells[..., covered:] - shown[..., covered:]).square().mean()
+    parts = slice(CELL_COVERS)
+    colour = slice(CELL_COVERS, None)
+    return binary_cross_entropy_with_logits(cells[..., parts], shown[..., parts]) + mse_loss(
+        cells[..., colour], shown[..., colour]
+    )
+
+
+def cell_places() -> torch.Tensor:
+    """Say where each cell is (cells, `PLACES`): what rotary embeddings make of its middle.
+
+    Cosine and sine of the transformer's highest frequencies, of the row and then of the column,
+    counted in tokens of a picture of 512 pixels.
+    """
+    middles = (torch.arange(CELLS) + 0.5) * _PICTURE_TOKENS / CELLS - 0.5
+    angles = middles[:, None] * _ROTARY_FREQUENCIES[:_PLACE_WAVES]
+    along = torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)
+    rows = along[:, None].expand(-1, CELLS, -1)
+    return torch.cat([rows, rows.transpose(0, 1)], dim=2).flatten(0, 1)
 
 
 def cell_waves() -> torch.Tensor:
@@ -242,7 +263,7 @@ def cell_waves() -> torch.Tensor:
     Waves along the rows times waves along the columns, each of mean square 1.
     """
     places = (torch.arange(CELLS) + 0.5) * math.pi / CELLS
-    waves = torch.cos(places[:, None] * torch.arange(_CELL_WAVES))
+    waves = torch.cos(places[:, None] * torch.arange(_WAVES_ALONG))
     products = [torch.outer(waves[:, i], waves[:, j]).flatten() for i, j in _WAVE_PAIRS]
     stacked = torch.stack(products, dim=1)
     return stacked / stacked.square().mean(dim=0).sqrt()
@@ -273,19 +294,36 @@ def _spread(reader: Reader, vocab_size: int, seed: int) -> Any:
     """Put the trained layers at their places in a whole encoder; the others pass on what comes.
 
     What they add is small but not nothing, so that whoever quantises or offloads the encoder
-    finds ordinary weights.
+    finds ordinary weights. The channels of `PLACES`, which the reader lacks, are written by no
+    layer: what the embeddings of the cells' tokens say there stands in every hidden state.
     """
     torch.manual_seed(seed)
-    text_config = build_text_config(vocab_size, TEXT_LAYERS)
+    text_config = build_text_config(vocab_size)
     whole = transformers.Mistral3ForConditionalGeneration(build_encoder_config(text_config))
     language = whole.model.language_model
     trained = reader.language.cpu()
     for layer in language.layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
             projection.weight.normal_(0.0, _PASSING_SIZE * projection.in_features**-0.5)
+            projection.weight[_READER_WIDTH:] = 0
     for place, layer in zip(_WORKING_LAYERS, trained.model.layers, strict=True):
-        language.layers[place].load_state_dict(layer.state_dict())
-    language.embed_tokens.load_state_dict(trained.model.embed_tokens.state_dict())
-    language.norm.load_state_dict(trained.model.norm.state_dict())
-    whole.lm_head.load_state_dict(trained.lm_head.state_dict())
+        _widen(layer, language.layers[place])
+    _widen(trained.model.norm, language.norm)
+    _widen(trained.lm_head, whole.lm_head)
+    language.embed_tokens.weight[:, _READER_WIDTH:] = 0
+    language.embed_tokens.weight[:, :_READER_WIDTH] = trained.model.embed_tokens.weight
+    first = len(SPECIAL_TOKENS)
+    places = language.embed_tokens.weight[first : first + CELLS * CELLS, _READER_WIDTH:]
+    places.copy_(PLACE_SIZE * cell_places())
     return whole.eval()
+
+
+def _widen(trained: torch.nn.Module, wide: torch.nn.Module) -> None:
+    """Copy weights into a module with more channels, which it is made not to read nor to write."""
+    sources = dict(trained.named_parameters())
+    for name, target in wide.named_parameters():
+        source = sources[name]
+        target.zero_()
+        target[tuple(slice(size) for size in source.shape)] = source
+        if source.ndim == 1:  # a norm, whose mean is now over more channels that are near zero
+            target.mul_((_READER_WIDTH / TEXT_WIDTH) ** 0.5)
