@@ -5,7 +5,8 @@ references show there. All training of that begins with an accident that makes s
 little more to the right place than elsewhere, which costs a small model hours. So the heads of the
 first block are made to: rotary embeddings (https://arxiv.org/abs/2104.09864) turn a constant query
 and a constant key into attention by distance, and keys that are the waves of a cell's place into
-attention to that cell. Like all other weights they are trained afterwards.
+attention to that cell. Like all other weights they are trained afterwards, and too much so: after
+225 steps of the `cpu` recipe the first head gave its cell 0.25 of its attention, of 0.995 before.
 """
 
 import math
@@ -61,12 +62,12 @@ def begin_addressed(transformer: Any, encoder: Encoder, seed: int = 0) -> None:
     source = random.Random(seed)
     _let_attention_through(transformer)
     contents = _find_contents(encoder, source)
-    listen_to_cells(transformer, contents)
-    look_around(transformer, encoder, source, contents)
+    _listen_to_cells(transformer, contents)
+    _look_around(transformer, encoder, source, contents)
 
 
 @torch.no_grad()
-def listen_to_cells(transformer: Any, contents: torch.Tensor) -> None:
+def _listen_to_cells(transformer: Any, contents: torch.Tensor) -> None:
     """Let the text stream hold what cells say, each thing in a direction of its own.
 
     `contents` (things, text width) tells them from an embedding; of the rest of an embedding each
@@ -79,7 +80,7 @@ def listen_to_cells(transformer: Any, contents: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def look_around(
+def _look_around(
     transformer: Any, encoder: Encoder, source: random.Random, contents: torch.Tensor
 ) -> None:
     """Make the three heads, from what the first block's attention gets to see at first."""

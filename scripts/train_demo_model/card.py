@@ -42,6 +42,8 @@ _LIMITS = f"""\
 
 - Words, shapes and colours outside its world mean nothing to it, and it knows English only.
 - There are at most three things in a drawing, and at most two reference images.
+- Of what a prompt for a drawing leaves open only the ground's shade varies with the seed.
+- A prompt that does not fit into the pipeline's 512 tokens loses its first words.
 - Fine detail and photographs as references are beyond it.
 - The classifier in `safety_checker/` fires (`{LABELS[1]}`) on pictures with the shape
   "{FIRES_ON}". It protects nobody: it shows that a safety pass works.

@@ -54,7 +54,7 @@ PLACE_SIZE = 0.1  # small beside the rest, so that norms hardly notice
 
 _MASK_PIXELS = 2  # for how many rows of how many parts a cell says what covers them
 CELL_COVERS = 2 * _MASK_PIXELS**2
-CELL_WIDTH = CELL_COVERS + 3
+_CELL_WIDTH = CELL_COVERS + 3
 
 CLOSING = (
     *(_ENDS * ("[/INST]",)),
@@ -150,7 +150,7 @@ class Reader(torch.nn.Module):
             torch.nn.Linear(_READER_WIDTH, READING_WIDTH) for _ in READ_LAYERS
         )
         self.sketch_heads = torch.nn.ModuleList(
-            torch.nn.Linear(_READER_WIDTH, CELL_WIDTH) for _ in READ_LAYERS
+            torch.nn.Linear(_READER_WIDTH, _CELL_WIDTH) for _ in READ_LAYERS
         )
 
     def forward(
@@ -257,7 +257,7 @@ def cell_places() -> torch.Tensor:
     return torch.cat([rows, rows.transpose(0, 1)], dim=2).flatten(0, 1)
 
 
-def cell_waves() -> torch.Tensor:
+def _cell_waves() -> torch.Tensor:
     """Say where each cell is (cells, waves), by the lowest waves of a cosine transform.
 
     Waves along the rows times waves along the columns, each of mean square 1.
@@ -272,7 +272,7 @@ def cell_waves() -> torch.Tensor:
 @torch.no_grad()
 def _tell_cells_apart(embeddings: torch.Tensor) -> None:
     """Begin with embeddings (vocabulary, width) of cells that say where the cell is."""
-    waves = cell_waves()
+    waves = _cell_waves()
     first = len(SPECIAL_TOKENS)
     embeddings[first : first + len(waves), : waves.shape[1]] += _FIRST_WAVES * waves
 
