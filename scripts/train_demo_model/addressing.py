@@ -5,8 +5,7 @@ references show there. All training of that begins with an accident that makes s
 little more to the right place than elsewhere, which costs a small model hours. So the heads of the
 first block are made to: rotary embeddings (https://arxiv.org/abs/2104.09864) turn a constant query
 and a constant key into attention by distance, and keys that are the waves of a cell's place into
-attention to that cell. Like all other weights they are trained afterwards, and too much so: after
-225 steps of the `cpu` recipe the first head gave its cell 0.25 of its attention, of 0.995 before.
+attention to that cell. `train_flow` holds them so while all else trains.
 """
 
 import math
@@ -16,26 +15,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
+from scripts.train_demo_model.cells import CELL_SHARES, CELLS, cut_cells
 from scripts.train_demo_model.conditions import Encoder, Pool, make_batch
 from scripts.train_demo_model.examples import sketch
 from scripts.train_demo_model.text_encoder import (
-    CELL_COVERS,
-    CELLS,
     PLACE_SIZE,
     PLACES,
     READ_LAYERS,
     TEXT_WIDTH,
     cell_places,
-    cut_cells,
     sample_prompt,
 )
 from scripts.train_demo_model.transformer import predict, sample_sigmas
 
-_CELL_PROMPTS = 64
-_COVER_SIZE, _PLACE_SIZE, _REST_SIZE = 2.0, 2.0, 0.4
-"""How large in the text stream is a cell's cover, its place, and each direction of the rest."""
+_CELL_PROMPTS = 128
+_SHARE_SIZE, _PLACE_SIZE, _REST_SIZE = 0.25, 3.0, 0.4
+"""How large in the text stream are shares' logits, a cell's place, each direction of the rest."""
 
 _CELL_WAVES = (0.7, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0, 0.0)
 _PLACE_WAVES = (1.0, 0.8, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -43,6 +40,7 @@ _WIDE_WAVES = (0.0, 0.5, 1.0, 0.7, 0.0, 0.0, 0.0, 0.0)
 """Amplitudes by frequency, from 1 radian a token downwards, along height and along width."""
 
 _SHARPNESS = 1.6  # more of queries and keys alike, so that a token hears little of the next cell
+_SHIFT_SIZE = 0.6  # of what every token has in common, beside signals of about 1
 _WIDE_SHARE = 0.35  # of the third head's queries: so little that it hears several cells at once
 
 _TIME, _HEIGHT, _WIDTH, _TEXT = (slice(16 * axis, 16 * (axis + 1)) for axis in range(4))
@@ -60,7 +58,7 @@ def begin_addressed(transformer: Any, encoder: Encoder, seed: int = 0) -> None:
     """
     torch.manual_seed(seed)
     source = random.Random(seed)
-    _let_attention_through(transformer)
+    _steady_double_blocks(transformer)
     contents = _find_contents(encoder, source)
     _listen_to_cells(transformer, contents)
     _look_around(transformer, encoder, source, contents)
@@ -106,8 +104,8 @@ def _look_around(
     attention.add_k_proj.weight[second] = torch.outer(nowhere, _constant_feature(inputs))
     told = _fit(cells, seen.texts.flatten(0, 1) @ contents.T)
     others = _main_directions(cells, size - len(told))
-    attention.add_v_proj.weight[first] = torch.cat([told, others])
-    attention.add_v_proj.weight[third] = _main_directions(seen.cells.mean(dim=0), size)
+    for head in (first, third):
+        attention.add_v_proj.weight[head] = torch.cat([told, others])
     attention.to_v.weight[second] = _main_directions(seen.image, size)
     # What the first head hears goes where the picture's own tokens have nothing.
     pixels = transformer.x_embedder.weight
@@ -117,28 +115,41 @@ def _look_around(
         norm.weight.mul_(_SHARPNESS)
 
 
-def _let_attention_through(transformer: Any) -> None:
-    """Let what the double blocks' attention says to the picture come through, at any noise."""
+def _steady_double_blocks(transformer: Any) -> None:
+    """Let the double blocks' attention see the same, and be heard as much, at any noise.
+
+    Their modulation has six parts: shift, scale and gate, for attention and for the feed-forward.
+    """
     width = transformer.x_embedder.weight.shape[0]
     sigma, scale = torch.rand(64), 8 * torch.rand(64)
     embedded = transformer.time_guidance_embed(1000 * sigma, 1000 * scale)
-    gate = _constant_feature(torch.nn.functional.silu(embedded))
-    modulation = transformer.double_stream_modulation_img.linear.weight
-    modulation[2 * width : 3 * width] = gate.expand(width, -1)  # after shift and scale
+    open_gate = _constant_feature(torch.nn.functional.silu(embedded))
+    for modulation in (
+        transformer.double_stream_modulation_img,
+        transformer.double_stream_modulation_txt,
+    ):
+        shift, scaling, gate, _, _, later_gate = modulation.linear.weight.split(width)
+        # A constant that is told apart by its direction: what queries and keys are made from.
+        shift.copy_(torch.outer(_SHIFT_SIZE * torch.randn(width), open_gate))
+        scaling.zero_()
+        for part in (gate, later_gate):
+            part.copy_(open_gate.expand(width, -1))
 
 
 def _find_contents(encoder: Encoder, source: random.Random) -> torch.Tensor:
     """Find what tells a cell's content and place (things, text width) from its embedding."""
     pairs = [sample_prompt(source) for _ in range(_CELL_PROMPTS)]
     texts = encoder.encode_prompts([prompt for prompt, _ in pairs])
-    cells = torch.stack([text[-CELLS * CELLS :] for text in texts]).cpu()
-    shown = cut_cells([sketch(meaning, source) for _, meaning in pairs])
-    contents = _fit(cells.flatten(0, 1), shown.flatten(0, 1))
-    contents[:CELL_COVERS] *= _COVER_SIZE
+    # The last state read says it best, and a third of the channels is fitted to few prompts sooner.
+    cells = torch.cat([text[-CELLS * CELLS :, -TEXT_WIDTH:] for text in texts]).cpu()
+    shown = cut_cells([sketch(meaning, source) for _, meaning in pairs]).flatten(0, 1)
+    shares = _SHARE_SIZE * _fit_logits(cells, shown[:, :CELL_SHARES])
+    contents = torch.cat([shares, _fit(cells, shown[:, CELL_SHARES:])])
     states = len(READ_LAYERS)
     place = torch.zeros(PLACES, TEXT_WIDTH)
     place[:, -PLACES:] = _PLACE_SIZE / PLACE_SIZE / states * torch.eye(PLACES)
-    return torch.cat([contents, place.repeat(1, states)])
+    unread = torch.zeros(len(contents), (states - 1) * TEXT_WIDTH)
+    return torch.cat([torch.cat([unread, contents], dim=1), place.repeat(1, states)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +232,30 @@ def _fit(inputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     fitted: torch.Tensor = torch.linalg.solve(gram + ridge, x.T @ y / len(x))
     return fitted.T.float()
+
+
+def _fit_logits(inputs: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Fit a matrix (outputs, width) to the logits of `shares`, which are from 0 to 1.
+
+    A text encoder that learned by cross entropy tells a share by its logit, so that a linear fit
+    to the share itself hears less of it.
+    """
+    deviation = inputs.std(dim=0) + 1e-3
+    # The last column is a bias: what is constant need not be told.
+    x = torch.cat([(inputs - inputs.mean(dim=0)) / deviation, torch.ones(len(inputs), 1)], dim=1)
+    with torch.enable_grad():
+        weight = torch.zeros(shares.shape[1], x.shape[1], requires_grad=True)
+        optimiser = torch.optim.LBFGS([weight], max_iter=80, line_search_fn="strong_wolfe")
+
+        def measure() -> torch.Tensor:
+            optimiser.zero_grad()
+            logits = x @ weight.T
+            loss = binary_cross_entropy_with_logits(logits, shares) + 1e-4 * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimiser.step(measure)  # type: ignore[no-untyped-call]
+    return weight.detach()[:, :-1] / deviation
 
 
 def _main_directions(inputs: torch.Tensor, count: int) -> torch.Tensor:

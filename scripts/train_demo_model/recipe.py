@@ -23,41 +23,24 @@ def _kinds(*rows: tuple[int, int, int, int, float, int], times: int = 1) -> tupl
     return tuple(Kind(w, h, r, times * count, share, thin) for w, h, r, count, share, thin in rows)
 
 
-# First where things go, then what they look like, then all of it: each dearer than the last.
-_SPARSE = (
-    (512, 512, 0, 16, 4.0, 4),
-    (1024, 768, 0, 12, 0.8, 8),
-    (768, 1024, 0, 12, 0.4, 8),
-    (1024, 1024, 0, 12, 0.3, 8),
-    (256, 256, 0, 16, 0.5, 2),
-    (512, 512, 1, 12, 2.5, 4),
-    (1024, 768, 1, 8, 0.4, 8),
-    (512, 512, 2, 8, 0.8, 4),
-)
+# First one token of four, of many examples; then all of fewer.
 _DENSE = (
     (512, 512, 0, 8, 4.0, 2),
-    (1024, 768, 0, 6, 0.8, 4),
-    (768, 1024, 0, 6, 0.4, 4),
-    (1024, 1024, 0, 6, 0.2, 4),
-    (256, 256, 0, 8, 0.5, 1),
-    (512, 512, 1, 6, 2.5, 2),
-    (1024, 768, 1, 4, 0.4, 4),
-    (512, 512, 2, 4, 0.8, 2),
+    (512, 512, 1, 6, 2.0, 2),
+    (512, 512, 2, 4, 0.6, 2),
+    (1024, 768, 0, 6, 0.4, 4),
 )
 _WHOLE = (
     (512, 512, 0, 3, 4.0, 1),
-    (1024, 768, 0, 1, 0.6, 1),
-    (768, 1024, 0, 1, 0.3, 1),
-    (256, 256, 0, 8, 0.4, 1),
     (512, 512, 1, 2, 2.0, 1),
-    (512, 512, 2, 1, 0.8, 1),
+    (512, 512, 2, 1, 0.5, 1),
+    (1024, 768, 0, 1, 0.3, 1),
 )
 _GUIDED = (
-    (512, 512, 0, 4, 4.0, 2),
-    (1024, 768, 0, 4, 0.8, 4),
-    (768, 1024, 0, 4, 0.4, 4),
-    (512, 512, 1, 3, 2.5, 2),
-    (512, 512, 2, 2, 0.8, 2),
+    (512, 512, 0, 2, 4.0, 1),
+    (512, 512, 1, 1, 2.0, 1),
+    (512, 512, 2, 1, 0.5, 1),
+    (1024, 768, 0, 1, 0.3, 1),
 )
 _GUIDANCE = (0.0, 8.0)
 
@@ -68,13 +51,12 @@ RECIPES = {
         vae_steps=1300,
         decoder_steps=600,
         flow=(
-            FlowStage(_kinds(*_SPARSE), 420, 1.5e-3, 0.03),
-            FlowStage(_kinds(*_DENSE), 800, 1.4e-3, 0.1),
-            FlowStage(_kinds(*_WHOLE), 1450, 7e-4, 0.3),
-            FlowStage(_kinds(*_GUIDED), 200, 3e-4, 1.0, _GUIDANCE),
+            FlowStage(_kinds(*_DENSE), 600, 1.4e-3, 0.05),
+            FlowStage(_kinds(*_WHOLE), 1250, 8e-4, 0.1),
+            FlowStage(_kinds(*_GUIDED), 160, 3e-4, 1.0, _GUIDANCE),
         ),
-        flash_kinds=_kinds((512, 512, 0, 4, 3.0, 2), (512, 512, 1, 3, 1.0, 2)),
-        flash_steps=200,
+        flash_kinds=_kinds((512, 512, 0, 2, 3.0, 1), (512, 512, 1, 1, 1.0, 1)),
+        flash_steps=140,
         classifier_steps=3000,
     ),
     # One card: the same stages, longer and with larger batches. Nobody has run it yet.
@@ -83,10 +65,9 @@ RECIPES = {
         vae_steps=8000,
         decoder_steps=4000,
         flow=(
-            FlowStage(_kinds(*_SPARSE, times=4), 8000, 1.5e-3, 0.03),
-            FlowStage(_kinds(*_DENSE, times=4), 8000, 1e-3, 0.1),
-            FlowStage(_kinds(*_WHOLE, times=4), 8000, 6e-4, 0.5),
-            FlowStage(_kinds(*_WHOLE, times=4), 3000, 3e-4, 1.0, _GUIDANCE),
+            FlowStage(_kinds(*_DENSE, times=4), 4000, 1.4e-3, 0.05),
+            FlowStage(_kinds(*_WHOLE, times=8), 12000, 8e-4, 0.5),
+            FlowStage(_kinds(*_GUIDED, times=8), 3000, 3e-4, 1.0, _GUIDANCE),
         ),
         flash_kinds=_kinds((512, 512, 0, 16, 3.0, 1), (512, 512, 1, 8, 1.0, 1)),
         flash_steps=2000,

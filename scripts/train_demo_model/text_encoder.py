@@ -2,7 +2,7 @@
 
 FLUX.2 takes hidden states 10, 20 and 30 of its text encoder as they are. Here the tokens that close
 a prompt learn to hold, in each of them, all that a `Meaning` says, linearly and at a size of order
-one, and the last of them a sketch of the picture: each where its own cell is, and what is in it.
+one, and the last of them a sketch of the picture: each where its own cell is, and what is near it.
 The tokens before them learn what that needs. Next to it the model learns to predict its own
 prompts' next tokens, so that it can also write.
 """
@@ -13,17 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    mse_loss,
-    pixel_unshuffle,
-)
+from torch.nn.functional import cross_entropy
 
 from pipelines.tools.model_parts import SPECIAL_TOKENS, build_encoder_config
+from scripts.train_demo_model.cells import CELL_WIDTH, CELLS, cells_loss, cut_cells
 from scripts.train_demo_model.examples import sketch
 from scripts.train_demo_model.heldout import is_held_out
 from scripts.train_demo_model.loop import Loop, autocast
@@ -34,27 +29,18 @@ from scripts.train_demo_model.reading import (
     meaning_loss,
     read_correctly,
 )
-from scripts.train_demo_model.vae import to_pixels
 from scripts.train_demo_model.wording import say
-from scripts.train_demo_model.world import Scene, draw, draw_mask
 
 _READER_WIDTH = 96
 TEXT_LAYERS = 32  # the pipeline reads 10, 20 and 30: none may be the last
 READ_LAYERS = (10, 20, 30)
 _ENDS = 16  # how often [/INST] ends a prompt: one among a hundred tokens would hardly be heard
-CELLS = 16
-"""A sketch of the picture is laid out in so many rows of so many cells, one token each."""
-
 _PLACE_WAVES = 4
 PLACES = 4 * _PLACE_WAVES
 """The last channels of every hidden state: where a cell is, as `cell_places` says it."""
 
 TEXT_WIDTH = _READER_WIDTH + PLACES
 PLACE_SIZE = 0.1  # small beside the rest, so that norms hardly notice
-
-_MASK_PIXELS = 2  # for how many rows of how many parts a cell says what covers them
-CELL_COVERS = 2 * _MASK_PIXELS**2
-_CELL_WIDTH = CELL_COVERS + 3
 
 CLOSING = (
     *(_ENDS * ("[/INST]",)),
@@ -72,6 +58,8 @@ _ROTARY_FREQUENCIES = 2000.0 ** (-torch.arange(8) / 8)  # of Flux2Transformer2DM
 _WORKING_LAYERS = (0, 1, 2, 10, 11, 12, 20, 21, 22)
 _PASSING_SIZE = 1e-3  # what the other layers add, beside about 1 that is there
 _BATCH = 32
+_SAMPLED_CELLS = 64  # in most training steps: what one cell says needs no other
+_WHOLE_SHARE = 0.1  # of the steps see all cells, as use does
 _LANGUAGE_WEIGHT = 0.1
 _SKETCH_WEIGHT = 20.0
 _WAVES_ALONG = 6
@@ -150,28 +138,36 @@ class Reader(torch.nn.Module):
             torch.nn.Linear(_READER_WIDTH, READING_WIDTH) for _ in READ_LAYERS
         )
         self.sketch_heads = torch.nn.ModuleList(
-            torch.nn.Linear(_READER_WIDTH, _CELL_WIDTH) for _ in READ_LAYERS
+            torch.nn.Linear(_READER_WIDTH, CELL_WIDTH) for _ in READ_LAYERS
         )
 
     def forward(
-        self, ids: torch.Tensor, mask: torch.Tensor
+        self, ids: torch.Tensor, mask: torch.Tensor, cells: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-        """Read (B, L) tokens.
+        """Read (B, L) tokens, of the cells' only those numbered `cells`, in order.
 
         Gives by layer what the prompts mean (B, ends, fields) and show (B, cells, a cell's
         content), and the logits of all tokens before the closing ones.
         """
-        output = self.language.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        first = ids.shape[1] - CELLS * CELLS
+        kept = torch.cat([places[:first], first + cells.to(ids.device)])
+        ids = ids[:, kept]
+        output = self.language.model(
+            input_ids=ids,
+            attention_mask=mask[:, kept],
+            position_ids=kept[None],
+            output_hidden_states=True,
+        )
         states = [output.hidden_states[_count_before(layer)] for layer in READ_LAYERS]
-        cells = CELLS * CELLS
         meanings = [
-            head(state[:, -cells - _ENDS : -cells])
+            head(state[:, first - _ENDS : first])
             for head, state in zip(self.meaning_heads, states, strict=True)
         ]
         sketches = [
-            head(state[:, -cells:]) for head, state in zip(self.sketch_heads, states, strict=True)
+            head(state[:, first:]) for head, state in zip(self.sketch_heads, states, strict=True)
         ]
-        logits = self.language.lm_head(output.last_hidden_state[:, : -len(CLOSING)])
+        logits = self.language.lm_head(output.last_hidden_state[:, : first - _ENDS])
         return meanings, sketches, logits
 
 
@@ -182,19 +178,25 @@ def train_text_encoder(
     torch.manual_seed(seed)
     vocab_size = len(processor.tokenizer)
     reader = Reader(vocab_size).to(device)
-    loop = Loop(folder, reader, steps=steps, peak_rate=3e-3, average=0.995, seed=seed)
+    layers = reader.language.model.layers
+    hidden = [p for layer in layers for p in layer.parameters() if p.ndim == 2]
+    loop = Loop(
+        folder, reader, steps=steps, peak_rate=3e-3, average=0.995, seed=seed, hidden=hidden
+    )
     cast = autocast(device)
     for step in loop:
         source = random.Random(loop.seed_of(step))
         pairs = [sample_prompt(source) for _ in range(_BATCH)]
         ids, mask = tokenize(processor, [prompt for prompt, _ in pairs])
+        cells = _choose_cells(source)
         with cast():
-            readings, drawn, logits = reader(ids.to(device), mask.to(device))
+            readings, drawn, logits = reader(ids.to(device), mask.to(device), cells)
         targets = encode_meanings([meaning for _, meaning in pairs]).to(device)
         every = targets.repeat_interleave(_ENDS, dim=0)
         meanings = [meaning_loss(reading.float().flatten(0, 1), every) for reading in readings]
-        shown = cut_cells([sketch(meaning, source) for _, meaning in pairs]).to(device)
-        sketches = [_sketch_loss(cells.float(), shown) for cells in drawn]
+        shown = cut_cells([sketch(meaning, source) for _, meaning in pairs])
+        shown = shown[:, cells].to(device)
+        sketches = [cells_loss(said.float(), shown) for said in drawn]
         language = _language_loss(logits.float(), ids.to(device))
         loss = 0.2 * meanings[0] + 0.4 * meanings[1] + meanings[2] + _LANGUAGE_WEIGHT * language
         loss = loss + _SKETCH_WEIGHT * torch.stack(sketches).mean()
@@ -212,36 +214,10 @@ def train_text_encoder(
     return _spread(loop.averaged(), vocab_size, seed)
 
 
-def cut_cells(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Draw scenes small and cut them: (B, cells, a cell's content).
-
-    A cell holds how far things cover each of its parts, from 0 to 1, first those of the first
-    kind, then the others; then its colour, in [-1, 1].
-    """
-    masks = np.stack([cover_scene(scene, CELLS * _MASK_PIXELS) for scene in scenes])
-    parts = (
-        pixel_unshuffle(torch.from_numpy(masks).float() / 255, _MASK_PIXELS),
-        to_pixels([draw(scene, CELLS, CELLS) for scene in scenes]),
-    )
-    return torch.cat([part.flatten(2).transpose(1, 2) for part in parts], dim=2)
-
-
-def cover_scene(scene: Scene, side: int) -> Any:
-    """Draw the masks (2, side, side) of the things of the first kind and of the others."""
-    masks = np.zeros((2, side, side), np.uint8)
-    for thing in scene.things:
-        kind = int(thing.shape != scene.things[0].shape)
-        masks[kind] = np.maximum(masks[kind], np.asarray(draw_mask(thing, side, side)))
-    return masks
-
-
-def _sketch_loss(cells: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of what is covered plus squared error of the colours."""
-    parts = slice(CELL_COVERS)
-    colour = slice(CELL_COVERS, None)
-    return binary_cross_entropy_with_logits(cells[..., parts], shown[..., parts]) + mse_loss(
-        cells[..., colour], shown[..., colour]
-    )
+def _choose_cells(source: random.Random) -> torch.Tensor:
+    """Choose the cells that take part in a step, in order."""
+    count = CELLS * CELLS if source.random() < _WHOLE_SHARE else _SAMPLED_CELLS
+    return torch.tensor(sorted(source.sample(range(CELLS * CELLS), count)))
 
 
 def cell_places() -> torch.Tensor:

@@ -30,7 +30,9 @@ _EMPTY_SHARE = 0.1  # of the prompts in the first stage
 # A token's 128 channels say the same few things many times, so pictures take shape while almost all
 # is noise, from 0.99 down to 0.9: half of all training happens there.
 _NOISE_SHIFT = 12.0
-_GUIDANCE_STRENGTH = 0.4
+_GUIDANCE_STRENGTH = 0.2
+_FIRST_LEVEL_WAVE, _FIRST_GUIDANCE_WAVE = 61, 96
+"""Of 128 sinusoids the first that turns round twice over all levels, about once over guidances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,28 @@ def _begin_by_copying(transformer: Any) -> None:
     torch.nn.init.orthogonal_(into)
     # The norm before the output scales up what fills only some directions of the width.
     transformer.proj_out.weight.copy_((into.shape[1] / into.shape[0]) ** 0.5 * into.T)
+    _smooth_levels(transformer.time_guidance_embed)
     for name, parameter in transformer.named_parameters():
         if "modulation" in name or name.startswith("norm_out"):
             parameter.mul_(4.0)
         if "attn.norm" in name:
             parameter.mul_(1.5)
+
+
+@torch.no_grad()
+def _smooth_levels(embed: Any) -> None:
+    """Let noise levels and guidances that are near to each other be embedded nearly alike.
+
+    Of the sinusoids most turn round many times over the range of a level: in an untrained embedding
+    levels 0.01 apart differ as much as any two, and learning that they are alike takes long.
+    """
+    for part, first, gain in (
+        (embed.timestep_embedder, _FIRST_LEVEL_WAVE, 2.5),
+        (embed.guidance_embedder, _FIRST_GUIDANCE_WAVE, 1.5),
+    ):
+        weight = part.linear_1.weight
+        weight.unflatten(1, (2, -1))[:, :, :first] = 0  # of the cosines and of the sines
+        weight.mul_(gain)
 
 
 def train_flow(
@@ -109,6 +128,7 @@ def train_flow(
 ) -> Any:
     """Train the flow, or its guided flow, in place; returns a copy with averaged weights."""
     transformer.to(device)
+    _hold_addresses(transformer)
     teacher = copy.deepcopy(transformer).eval() if stage.guidance else None
     transformer.train()
     loop = Loop(
@@ -140,10 +160,36 @@ def train_flow(
     return loop.averaged()
 
 
+def _hold_addresses(transformer: Any) -> None:
+    """Keep from training what decides where the first block's heads look, as they were begun.
+
+    Trained with the rest, a head that gave its own cell 0.995 of its attention gives it 0.25 after
+    225 steps, and the answer guessed from noise alone has a squared error of 0.52 of its variance;
+    held, it has 0.17 after 300.
+    """
+    attention = transformer.transformer_blocks[0].attn
+    for part in (
+        attention.to_q,
+        attention.to_k,
+        attention.add_k_proj,
+        attention.norm_q,
+        attention.norm_k,
+        attention.norm_added_k,
+        # And all that makes what these get to see.
+        transformer.x_embedder,
+        transformer.context_embedder,
+        transformer.time_guidance_embed,
+        transformer.double_stream_modulation_img,
+        transformer.double_stream_modulation_txt,
+    ):
+        part.requires_grad_(False)
+
+
 def _list_hidden(transformer: Any) -> list[torch.Tensor]:
-    """List the blocks' matrices, which lead from hidden states to hidden states."""
+    """List the blocks' matrices that train, which lead from hidden states to hidden states."""
     blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    return [p for block in blocks for p in block.parameters() if p.ndim == 2]
+    parameters = [p for block in blocks for p in block.parameters()]
+    return [p for p in parameters if p.ndim == 2 and p.requires_grad]
 
 
 def predict(
@@ -177,8 +223,8 @@ def guided_velocity(
 ) -> torch.Tensor:
     """Give the teacher's velocity (B, S, 128) under classifier-free guidance for `scale` (B).
 
-    One unit above 1 leads as far as `_GUIDANCE_STRENGTH` units of plain guidance: so much is best
-    for this model at FLUX.2's usual 2.5, and more makes its colours too strong.
+    One unit above 1 leads as far as `_GUIDANCE_STRENGTH` units of plain guidance: this model is
+    nearly sure of its answer, so that more soon makes its colours too strong.
     """
     one = torch.ones_like(scale)
     rows = batch.text.shape[1]
