@@ -30,7 +30,7 @@ class LoadOptions(Protocol):
     """What has to be known to load a model."""
 
     @property
-    def model(self) -> Path | None:
+    def model(self) -> Path:
         """The diffusers folder."""
 
     @property
@@ -48,8 +48,6 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
     Raises `ModelNotFoundError`, before anything is loaded, naming every file that is missing or
     cut short.
     """
-    if options.model is None:
-        raise ModelNotFoundError("no model folder was given")
     check_model_folder(options.model)
     # Only now: a missing file should be told in a second, not after torch's import.
     from pipelines.compat import declare_torchvision_operators  # noqa: PLC0415

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import urlsplit
 
+import structlog
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from pipelines.demonstration import DEMO_SUBJECTS, is_demo_checkpoint
 from server.app import create_app
 from server.certs import TlsFiles, ensure_certificates
 from server.client_env import Box, Mode, client_env
@@ -27,6 +29,8 @@ from server.settings import Settings, load_settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
 from server.telemetry import configure_logging
 
+log = structlog.get_logger(__name__)
+
 app = typer.Typer(
     help="FLUX.2 on your own GPU box behind fal.ai's API.",
     no_args_is_help=True,
@@ -40,7 +44,10 @@ DEFAULT_QUEUED_JOBS = 100
 """A tenth of what the queue holds by default, so that no key can fill it for the others."""
 
 ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
-ModelOption = Annotated[Path | None, typer.Option(help="The model's diffusers folder.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="The model's diffusers folder; else the demonstration checkpoint."),
+]
 DataDirOption = Annotated[Path | None, typer.Option(help="Queue, files, certificates, caches.")]
 HostOption = Annotated[str | None, typer.Option(help="The address to listen on.")]
 PortOption = Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")]
@@ -67,7 +74,7 @@ def serve(
     try:
         application = create_app(settings)
         make_tls = partial(_certificates, settings) if settings.tls_port is not None else None
-        _print_start(make_tls() if make_tls else None)
+        _print_start(settings, make_tls() if make_tls else None)
         asyncio.run(serve_app(application, settings, make_tls))
     except (ConfigurationError, StoreLockedError, StoreCorruptError) as error:
         _fail(str(error))
@@ -79,7 +86,7 @@ def serve(
 def demo_model(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")],
 ) -> None:
-    """Write a tiny FLUX.2 with random weights, to try everything without a GPU."""
+    """Write a tiny FLUX.2 with random weights: quicker than what `serve` has, and draws noise."""
     command = [sys.executable, "-P", "-m", "pipelines.tools.demo_model", str(folder)]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
@@ -265,8 +272,18 @@ def _default_client_host(settings: Settings, mode: Mode) -> str:
     return next(filter(is_address, names)) if mode is Mode.HOSTS else names[0]
 
 
-def _print_start(tls: TlsFiles | None) -> None:
+def _print_start(settings: Settings, tls: TlsFiles | None) -> None:
     """Say at start what an operator must know before the first request."""
+    if is_demo_checkpoint(settings.model):
+        typer.echo(f"model: the demonstration checkpoint; it draws {DEMO_SUBJECTS}")
+        log.warning(
+            "this is the demonstration checkpoint, and its pictures are not filtered; give the "
+            "folder of FLUX.2 [dev] as --model or FLUX2_MODEL for real ones",
+            model=str(settings.model),
+            draws=DEMO_SUBJECTS,
+        )
+    else:
+        typer.echo(f"model: {settings.model}")
     typer.echo("safety: off; images are served unchecked, has_nsfw_concepts is always false")
     typer.echo("flash: runs the 8 Turbo sigmas without a LoRA")
     if tls:

@@ -209,11 +209,6 @@ def check_settings(settings: Settings) -> None:
             "FLUX2_CONNECT_PORT leads clients to the HTTPS port, but FLUX2_TLS_PORT is none: give "
             "the server an HTTPS port too, or leave the proxy off"
         )
-    if settings.model is None:
-        raise ConfigurationError(
-            "no model: set FLUX2_MODEL or --model to a FLUX.2 folder in the diffusers layout, "
-            "or make a tiny one with `flux2-serve demo-model DIR`."
-        )
 
 
 def is_loopback(host: str) -> bool:

@@ -309,14 +309,23 @@ class PatientProtocol(HttpToolsProtocol):
             raise ValueError("the head is too long")
 
     def _watch_reader(self) -> None:
-        if self._stall is None and self.transport.get_write_buffer_size():
-            self._unsent_bytes = self.transport.get_write_buffer_size()
+        unsent = self._count_unsent()
+        if self._stall is None and unsent:
+            self._unsent_bytes = unsent
             self._stall = self.loop.call_later(STALL_SECONDS, self._on_stall)
+
+    def _count_unsent(self) -> int:
+        try:
+            return self.transport.get_write_buffer_size()
+        except AttributeError:
+            # CPython's TLS transport, closed twice as uvicorn does when it stops, lets go of what
+            # it would ask.
+            return 0
 
     def _on_stall(self) -> None:
         """Hang up on a reader that took less than a piece since the last look."""
         self._stall = None
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._count_unsent()
         if unsent > max(0, self._unsent_bytes - PIECE_BYTES):
             self.transport.abort()
         else:

@@ -20,11 +20,19 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from pipelines.demonstration import DEMO_CHECKPOINT, is_demo_checkpoint
 from server.errors import ConfigurationError
 
 ENV_PREFIX = "FLUX2_"
 CONFIG_VARIABLE = "FLUX2_CONFIG"
 MIB = 1024 * 1024
+
+Safety = Literal["required", "optional", "off"]
+
+
+def _default_safety(validated: dict[str, Any]) -> Safety:
+    """Demand a checker, but for the checkpoint that can draw nothing to check for."""
+    return "off" if is_demo_checkpoint(validated["model"]) else "required"
 
 
 class Settings(BaseSettings):
@@ -38,7 +46,10 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: Path | None = Field(None, description="The diffusers folder of the model.")
+    model: Path = Field(
+        DEMO_CHECKPOINT,
+        description="The diffusers folder of the model; the demonstration checkpoint if `none`.",
+    )
     data_dir: Path = Field(Path("data"), description="Queue, files, certificates and caches.")
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 picks a free one.")
@@ -83,8 +94,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights: bfloat16 on CUDA, float32 on the CPU."
     )
-    safety: Literal["required", "optional", "off"] = Field(
-        "required", description="Whether images must pass the safety checker."
+    safety: Safety = Field(
+        default_factory=_default_safety,
+        description="Whether images must pass the safety checker: `required`, but `off` for the "
+        "demonstration checkpoint.",
     )
     pipeline_factory: str = Field(
         "pipelines.loading:load_pipeline",
@@ -180,6 +193,11 @@ class Settings(BaseSettings):
         "info", description="Least severe log line that is written."
     )
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _none_is_the_demonstration(cls, value: Any) -> Any:
+        return DEMO_CHECKPOINT if str(value).lower() == "none" else value
+
     @field_validator("tls_port", "connect_port", mode="before")
     @classmethod
     def _none_switches_off(cls, value: Any) -> Any:
@@ -241,6 +259,7 @@ def load_settings(
         lines = [
             f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
             for item in error.errors()
+            if item["type"] != "default_factory_not_called"  # for want of a value told of already
         ]
         raise ConfigurationError("\n".join(lines)) from error
 

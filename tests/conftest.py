@@ -75,12 +75,14 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_server(demo_model: Path) -> Iterator[StartServer]:
     """Return a function that starts a server on free ports and waits until it is ready.
 
-    It takes the data folder and further environment variables; whatever it started is stopped
-    at the end of the session.
+    It takes the data folder and further environment variables (None: not set at all); whatever it
+    started is stopped at the end of the session.
     """
     started: list[RunningServer] = []
 
-    def start(data_dir: Path, *prefix: str, wait_ready: bool = True, **env: str) -> RunningServer:
+    def start(
+        data_dir: Path, *prefix: str, wait_ready: bool = True, **env: str | None
+    ) -> RunningServer:
         command = [
             *prefix,
             str(Path(sys.executable).parent / "flux2-serve"),
@@ -88,9 +90,10 @@ def start_server(demo_model: Path) -> Iterator[StartServer]:
             "--port",
             "0",
             "--tls-port",
-            env.pop("FLUX2_TLS_PORT", "0"),
+            env.pop("FLUX2_TLS_PORT", None) or "0",
         ]
-        settings = {
+        settings: dict[str, str | None] = {
+            **os.environ,
             "FLUX2_MODEL": str(demo_model),
             "FLUX2_DATA_DIR": str(data_dir),
             "FLUX2_SAFETY": "off",
@@ -98,7 +101,7 @@ def start_server(demo_model: Path) -> Iterator[StartServer]:
         }
         process = subprocess.Popen(
             command,
-            env={**os.environ, **settings},
+            env={name: value for name, value in settings.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,6 @@
 """What can be known of Dockerfile.cuda without building it: its parts are run where they can be."""
 
+import fnmatch
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from threading import Thread
 
 import pytest
 
+from pipelines.demonstration import DEMO_CHECKPOINT
 from server.errors import ConfigurationError
 from server.gateway import KEYS_FOLDER, make_keyring
 from server.keyfile import KeyFile, KeyLimits
@@ -104,6 +106,25 @@ def test_packages_of_the_wheel_are_copied(dockerfile: list[Instruction]) -> None
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert set(packages) <= set(context_sources(dockerfile))
+
+
+def test_the_demonstration_checkpoint_is_in_the_image(
+    dockerfile: list[Instruction], image: list[Instruction]
+) -> None:
+    """It is copied with its package, nothing of it is held back, and one word serves it."""
+    files = [path for path in DEMO_CHECKPOINT.rglob("*") if path.is_file()]
+    names = [path.relative_to(ROOT).as_posix() for path in files]
+    assert "pipelines/demo_checkpoint/model_index.json" in names
+    sources = context_sources(dockerfile)
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [rule for rule in rules if rule and rule != "*" and rule[0] not in "#!"]
+    held_back = [rule.removeprefix("**/") for rule in rules]
+    for name in names:
+        assert any(name.startswith(f"{source}/") for source in sources)
+        parts = name.split("/")
+        assert not any(fnmatch.filter(parts, rule) for rule in held_back)
+    told = load_settings(environ={**environment(image), "FLUX2_MODEL": "none"})
+    assert (told.model, told.safety) == (DEMO_CHECKPOINT, "off")
 
 
 def test_runs_as_a_fixed_user_that_is_not_root(image: list[Instruction]) -> None:

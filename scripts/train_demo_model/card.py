@@ -42,6 +42,11 @@ _LIMITS = f"""\
 
 - Words, shapes and colours outside its world mean nothing to it, and it knows English only.
 - There are at most three things in a drawing, and at most two reference images.
+- It is at its best at 512x512: the sketch that its text encoder makes is of that size, and in other
+  sizes things stand elsewhere than they should.
+- Of edits, adding a thing, recolouring the only thing and changing the ground work best. Where two
+  things could be meant it mostly changes the wrong one or none, moving leaves the thing where it
+  was as well, and putting a thing into another picture rarely gives what was asked.
 - Of what a prompt for a drawing leaves open only the ground's shade varies with the seed.
 - A prompt that does not fit into the pipeline's 512 tokens loses its first words.
 - Fine detail and photographs as references are beyond it.

@@ -23,7 +23,7 @@ def _kinds(*rows: tuple[int, int, int, int, float, int], times: int = 1) -> tupl
     return tuple(Kind(w, h, r, times * count, share, thin) for w, h, r, count, share, thin in rows)
 
 
-# First one token of four, of many examples; then all of fewer.
+# First one token of four, of many examples; then all of fewer; then edits, which are learned last.
 _DENSE = (
     (512, 512, 0, 8, 4.0, 2),
     (512, 512, 1, 6, 2.0, 2),
@@ -35,6 +35,13 @@ _WHOLE = (
     (512, 512, 1, 2, 2.0, 1),
     (512, 512, 2, 1, 0.5, 1),
     (1024, 768, 0, 1, 0.3, 1),
+)
+_EDITS = (
+    (512, 512, 0, 3, 2.4, 1),
+    (512, 512, 1, 6, 4.6, 2),
+    (512, 512, 1, 2, 1.0, 1),
+    (512, 512, 2, 4, 1.0, 2),
+    (512, 512, 2, 1, 0.2, 1),
 )
 _GUIDED = (
     (512, 512, 0, 2, 4.0, 1),
@@ -51,12 +58,13 @@ RECIPES = {
         vae_steps=1300,
         decoder_steps=600,
         flow=(
-            FlowStage(_kinds(*_DENSE), 600, 1.4e-3, 0.05),
-            FlowStage(_kinds(*_WHOLE), 1250, 8e-4, 0.1),
-            FlowStage(_kinds(*_GUIDED), 160, 3e-4, 1.0, _GUIDANCE),
+            FlowStage(_kinds(*_DENSE), 700, 1.4e-3, 0.05),
+            FlowStage(_kinds(*_WHOLE), 1150, 8e-4, 0.1),
+            FlowStage(_kinds(*_EDITS), 1450, 9e-4, 0.1),
+            FlowStage(_kinds(*_GUIDED), 110, 3e-4, 1.0, _GUIDANCE),
         ),
         flash_kinds=_kinds((512, 512, 0, 2, 3.0, 1), (512, 512, 1, 1, 1.0, 1)),
-        flash_steps=140,
+        flash_steps=100,
         classifier_steps=3000,
     ),
     # One card: the same stages, longer and with larger batches. Nobody has run it yet.
@@ -67,6 +75,7 @@ RECIPES = {
         flow=(
             FlowStage(_kinds(*_DENSE, times=4), 4000, 1.4e-3, 0.05),
             FlowStage(_kinds(*_WHOLE, times=8), 12000, 8e-4, 0.5),
+            FlowStage(_kinds(*_EDITS, times=8), 6000, 8e-4, 0.5),
             FlowStage(_kinds(*_GUIDED, times=8), 3000, 3e-4, 1.0, _GUIDANCE),
         ),
         flash_kinds=_kinds((512, 512, 0, 16, 3.0, 1), (512, 512, 1, 8, 1.0, 1)),

@@ -55,13 +55,15 @@ cell, it sees that in minutes.
 _PICTURE_TOKENS = 32  # along a side of 512 pixels, the size for which a sketch is made
 _ROTARY_FREQUENCIES = 2000.0 ** (-torch.arange(8) / 8)  # of Flux2Transformer2DModel, per token
 
-_WORKING_LAYERS = (0, 1, 2, 10, 11, 12, 20, 21, 22)
+_WORKING_LAYERS = (0, 1, 2, 10, 11, 12, 20, 21, 22, 23, 24, 25)
 _PASSING_SIZE = 1e-3  # what the other layers add, beside about 1 that is there
 _BATCH = 32
 _SAMPLED_CELLS = 64  # in most training steps: what one cell says needs no other
 _WHOLE_SHARE = 0.1  # of the steps see all cells, as use does
 _LANGUAGE_WEIGHT = 0.1
-_SKETCH_WEIGHT = 20.0
+_SKETCH_WEIGHTS = (0.5, 3.0, 12.0)
+"""For each state read. The transformer is told the last sketch; the others lead to it."""
+
 _WAVES_ALONG = 6
 _WAVE_PAIRS = tuple(
     (i, j) for i in range(_WAVES_ALONG) for j in range(_WAVES_ALONG - i) if i + j > 0
@@ -199,7 +201,7 @@ def train_text_encoder(
         sketches = [cells_loss(said.float(), shown) for said in drawn]
         language = _language_loss(logits.float(), ids.to(device))
         loss = 0.2 * meanings[0] + 0.4 * meanings[1] + meanings[2] + _LANGUAGE_WEIGHT * language
-        loss = loss + _SKETCH_WEIGHT * torch.stack(sketches).mean()
+        loss = loss + sum(w * one for w, one in zip(_SKETCH_WEIGHTS, sketches, strict=True))
         wrong = float((~read_correctly(readings[2][:, -1].float(), targets)).float().mean())
         figures = {
             "first": meanings[0],

@@ -40,6 +40,7 @@ def make_router(
         body = {
             "status": "not ready" if problem else "ready",
             "reason": problem,
+            "model": settings.model.name,
             "pipelines": dispatcher.descriptions,
             "safety": settings.safety,
             # No reason to send callers away: those whose keys were known before are served.

@@ -24,7 +24,7 @@ class Load:
     """Gateway to runner, once, first: make a pipeline. Paths and names are the operator's."""
 
     pipeline_factory: str
-    model: Path | None
+    model: Path
     device: str
     dtype: str
     log_level: str = "info"

@@ -48,14 +48,6 @@ def test_safety_must_be_decided(tmp_path: Path, demo_model: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_model_must_be_named(tmp_path: Path) -> None:
-    """The message says how to name one, and how to make one."""
-    code, said = try_to_start(tmp_path, FLUX2_SAFETY="off")
-    assert code == 2
-    assert "FLUX2_MODEL" in said
-    assert "demo-model" in said
-
-
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

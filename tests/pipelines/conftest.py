@@ -1,4 +1,4 @@
-"""The tiny checkpoint, loaded once by us and once by plain diffusers."""
+"""The checkpoints, loaded once by us, and the tiny one once by plain diffusers."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from pipelines.compat import declare_torchvision_operators
 # Before any test file imports diffusers, as `load_pipeline` does.
 declare_torchvision_operators()
 
+from pipelines.demonstration import DEMO_CHECKPOINT  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.loading import load_pipeline  # noqa: E402
 
@@ -19,7 +20,18 @@ from pipelines.loading import load_pipeline  # noqa: E402
 @pytest.fixture(scope="session")
 def flux2(demo_model: Path) -> Flux2:
     """Return our pipeline over the tiny checkpoint, on the CPU in float32."""
-    options = SimpleNamespace(model=demo_model, device="cpu", dtype="auto")
+    return load_on_cpu(demo_model)
+
+
+@pytest.fixture(scope="session")
+def demonstration() -> Flux2:
+    """Return our pipeline over the demonstration checkpoint, on the CPU in float32."""
+    return load_on_cpu(DEMO_CHECKPOINT)
+
+
+def load_on_cpu(folder: Path) -> Flux2:
+    """Load a folder as the runner does."""
+    options = SimpleNamespace(model=folder, device="cpu", dtype="auto")
     pipeline, _ = load_pipeline(options)
     assert isinstance(pipeline, Flux2)
     return pipeline

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -33,10 +34,11 @@ def test_without_a_checker_it_starts_only_when_told_off(
         create_app(make_settings(safety=safety))
 
 
-def test_without_a_model_it_says_how_to_get_one(make_settings: Callable[..., Settings]) -> None:
-    """The message leads a newcomer to the tiny checkpoint."""
-    with pytest.raises(ConfigurationError, match="demo-model"):
-        create_app(make_settings(model=None))
+def test_without_a_model_it_needs_no_word_on_safety(tmp_path: Path) -> None:
+    """The demonstration checkpoint alone may be served unchecked; a checker asked for is missed."""
+    create_app(Settings(data_dir=tmp_path / "data"))
+    with pytest.raises(ConfigurationError, match="FLUX2_SAFETY=off"):
+        create_app(Settings(data_dir=tmp_path / "data", safety="required"))
 
 
 @pytest.mark.parametrize(

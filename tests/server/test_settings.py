@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pipelines.demonstration import DEMO_CHECKPOINT
 from server.errors import ConfigurationError
 from server.settings import Settings, load_settings
 
@@ -13,7 +14,7 @@ def test_defaults_need_nothing() -> None:
     """Without any source every setting has its documented default."""
     settings = load_settings({}, {})
     assert (settings.host, settings.port, settings.tls_port) == ("127.0.0.1", 8000, 8443)
-    assert settings.safety == "required"
+    assert settings.model == DEMO_CHECKPOINT
     assert settings.sync_result_seconds == 360
 
 
@@ -62,6 +63,35 @@ def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     """A config file that was asked for must be there."""
     with pytest.raises(ConfigurationError, match="none.toml: cannot be read"):
         load_settings({"config": tmp_path / "none.toml"}, {})
+
+
+def test_only_the_demonstration_checkpoint_is_served_unchecked_by_default(tmp_path: Path) -> None:
+    """By whatever path it is given; a word on safety holds for it too, and a link elsewhere not."""
+    link = tmp_path / "link"
+    link.symlink_to(DEMO_CHECKPOINT)
+    by_detour = DEMO_CHECKPOINT.parent / "tools" / ".." / DEMO_CHECKPOINT.name
+    for model in (DEMO_CHECKPOINT, by_detour, link):
+        assert load_settings({"model": model}, {}).safety == "off"
+        assert load_settings({"model": model}, {"FLUX2_SAFETY": "required"}).safety == "required"
+    for model in (tmp_path, DEMO_CHECKPOINT.parent, DEMO_CHECKPOINT / "vae"):
+        assert load_settings({"model": model}, {}).safety == "required"
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NONE"])
+def test_none_is_the_demonstration_checkpoint(word: str) -> None:
+    """So that an image whose variables name a folder can be told to use its own, by any source."""
+    assert load_settings({"model": Path(word)}, {}).model == DEMO_CHECKPOINT
+    assert load_settings({}, {"FLUX2_MODEL": word}).model == DEMO_CHECKPOINT
+    assert Settings(model=None).model == DEMO_CHECKPOINT
+
+
+@pytest.mark.parametrize("name", ["model", "port"])
+def test_a_mistake_is_told_once(name: str) -> None:
+    """That the default of `safety` could not be chosen because of it is no second one."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({name: ()}, {})
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("word", ["none", "None", "NONE"])

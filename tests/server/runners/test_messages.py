@@ -47,7 +47,7 @@ REQUEST = GenerationRequest(
     "message",
     [
         Load(pipeline_factory="a:b", model=Path("/m"), device="cuda:1", dtype="auto"),
-        Load(pipeline_factory="a:b", model=None, device="cpu", dtype="float32"),
+        Load(pipeline_factory="a:b", model=Path("/n"), device="cpu", dtype="float32"),
         Cancel(request_id="r"),
     ],
 )
