@@ -28,7 +28,7 @@ class Ask:
 
 ASKS = (
     Ask("fal-ai/flux-2", "a red circle on the right on a yellow background"),
-    Ask("fal-ai/flux-2/flash/edit", "make the circle blue", edits=(0,)),
+    Ask("fal-ai/flux-2/flash/edit", "add a blue square in the lower left corner", edits=(0,)),
     Ask("fal-ai/flux-2-flex", "a green square to the left of an orange star on white"),
     Ask("fal-ai/flux-2-dev", "three purple hearts against a gradient from white at the top to "
         "cyan at the bottom", options={"output_format": "webp"}),
