@@ -318,8 +318,7 @@ class PatientProtocol(HttpToolsProtocol):
         try:
             return self.transport.get_write_buffer_size()
         except AttributeError:
-            # CPython's TLS transport, closed twice as uvicorn does when it stops, lets go of what
-            # it would ask.
+            # CPython's TLS transport lets go of what it would ask when it is closed a second time.
             return 0
 
     def _on_stall(self) -> None:

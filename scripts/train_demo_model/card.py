@@ -22,9 +22,9 @@ _INTRODUCTION = """\
 # A small FLUX.2 that draws what it is asked
 
 This is a real FLUX.2 for diffusers, only small: the same classes, folder layout, channels and
-schedule as FLUX.2 [dev], with narrow and few layers. It draws flat shapes on coloured grounds and
-edits such pictures, and follows its prompt while it does. It is there to be tried without a GPU,
-and to be tested with: a test can say that the circle is red.
+schedule as FLUX.2 [dev], with narrow and few layers. It draws flat shapes on coloured grounds as
+its prompt says, and edits such pictures; how often it does what it was asked is under Figures. It
+is there to be tried without a GPU, and to be tested with: a test can say that the circle is red.
 
 It is not a model for anything else. It knows the world described below and no other; what a
 prompt says beyond that is ignored or misread. It says nothing about the quality or the speed of
@@ -42,17 +42,16 @@ _LIMITS = f"""\
 
 - Words, shapes and colours outside its world mean nothing to it, and it knows English only.
 - There are at most three things in a drawing, and at most two reference images.
-- It is at its best at 512x512: the sketch that its text encoder makes is of that size, and in other
-  sizes things stand elsewhere than they should.
-- Of edits, adding a thing, recolouring the only thing and changing the ground work best. Where two
-  things could be meant it mostly changes the wrong one or none, moving leaves the thing where it
-  was as well, and putting a thing into another picture rarely gives what was asked.
+- The sketch that its text encoder makes is laid out for 512x512. Other sizes were hardly trained
+  and not measured.
+- Edits are its weak side. On the contact sheet a new ground and an added thing can always be seen;
+  recolouring, removing and moving often happen by halves, and replacing was never seen to work.
 - Of what a prompt for a drawing leaves open only the ground's shade varies with the seed.
 - A prompt that does not fit into the pipeline's 512 tokens loses its first words.
 - Fine detail and photographs as references are beyond it.
 - The classifier in `safety_checker/` fires (`{LABELS[1]}`) on pictures with the shape
   "{FIRES_ON}". It protects nobody: it shows that a safety pass works.
-- The figures above hold for the settings that they name; other sizes and fewer steps do worse."""
+- The figures above hold for the settings that they name."""
 
 
 def write_card(folder: Path, report: Mapping[str, Any]) -> Path:
@@ -102,7 +101,8 @@ def _describe_training(facts: Mapping[str, Any]) -> str:
     text = """\
 ## How it was trained
 
-One command draws all examples, trains every part from scratch and writes this folder:
+One command draws all examples, trains every part from scratch and writes such a folder. How
+this one's parts were trained is in the table.
 
     python -m scripts.train_demo_model WORK_FOLDER
 
