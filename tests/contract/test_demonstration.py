@@ -25,7 +25,7 @@ from tests.contract.conftest import (
 
 ENDPOINT = "fal-ai/flux-2"
 PROMPT = "a large red circle in the center on a white background"
-SEED, STEPS, SIDE = 5, 12, 512
+SEED, STEPS, SIDE = 5, 6, 512
 
 
 @pytest.fixture(scope="module")
