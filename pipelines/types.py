@@ -27,6 +27,19 @@ class Acceleration(StrEnum):
     HIGH = "high"
 
 
+class Precision(StrEnum):
+    """What the linear layers of the transformer's blocks are computed in.
+
+    `fp8` is E4M3 and `int8` is 8-bit integers, both with one scale for each row of the weights
+    and for each token; everything outside these layers stays in the checkpoint's precision.
+    """
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FP8 = "fp8"
+    INT8 = "int8"
+
+
 class Stage(StrEnum):
     """The parts of one generation, in order."""
 
