@@ -19,3 +19,11 @@ class DeviceLostError(PipelineError):
 
 class ModelNotFoundError(PipelineError):
     """The model folder cannot be loaded; the message names every missing piece."""
+
+
+class FlashUnavailableError(PipelineError):
+    """A flash request, but no flash LoRA is loaded; the message names the file that is wanted."""
+
+
+class LoraError(PipelineError):
+    """A LoRA file cannot be used; the message names the file and what is wrong with it."""

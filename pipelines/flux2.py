@@ -10,19 +10,23 @@ latent channels, H and W the image's sides / 16, S = H * W image tokens, R refer
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, retrieve_timesteps
+from diffusers import Flux2Pipeline
 from PIL import Image
 
+from pipelines.acceleration import compute_mask
+from pipelines.cache import TensorCache
+from pipelines.conditioning import Condition, ReferenceEncoder, TextEncoder
+from pipelines.denoiser import Residuals
 from pipelines.errors import CancelledError, DeviceLostError, OutOfMemoryError
+from pipelines.schedule import make_schedule
+from pipelines.transformers import Transformers
 from pipelines.types import (
     SIZE_MULTIPLE_PIXELS,
     GeneratedImage,
@@ -37,26 +41,30 @@ from pipelines.types import (
 
 T = TypeVar("T")
 
-REFERENCE_AREA_PIXELS = 1024 * 1024
-"""A larger reference image is scaled down to this area, as `Flux2Pipeline` does."""
+WARM_UP_SIZE = (1024, 768)
+"""fal's default size."""
 
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What steers the denoising, the same for all images of a request."""
-
-    prompt_embeds: torch.Tensor  # (1, 512, 3 * text width)
-    text_ids: torch.Tensor  # (1, 512, 4): positions on the axes T, H, W, L
-    reference_tokens: torch.Tensor | None  # (1, R, C)
-    reference_ids: torch.Tensor | None  # (1, R, 4)
+CACHE_BYTES = 1024**3
+"""Most that remembered prompts and reference images take: some sixty prompts of the real model."""
 
 
 class Flux2:
     """A loaded FLUX.2 [dev]. Fulfils `pipelines.types.Pipeline`; one request at a time."""
 
-    def __init__(self, pipe: Flux2Pipeline, device: torch.device) -> None:
+    def __init__(
+        self,
+        pipe: Flux2Pipeline,
+        device: torch.device,
+        transformers: Transformers,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self._pipe = pipe
         self._device = device
+        self._transformers = transformers
+        cache = TensorCache(cache_bytes, device)
+        self._text_encoder = TextEncoder(pipe, device, cache)
+        self._reference_encoder = ReferenceEncoder(pipe, device, cache)
 
     def generate(
         self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
@@ -69,6 +77,7 @@ class Flux2:
         """
         started = time.monotonic()
         _stop_if(is_cancelled)
+        self._transformers.choose(request.settings)  # if there is none, tell before any work
         condition = _on_device(lambda: self.encode(request.prompt, request.reference_images))
         on_step(Step(Stage.ENCODE, 0, 1, 1))
         encode_seconds = time.monotonic() - started
@@ -79,6 +88,37 @@ class Flux2:
             yield _on_device(image)
             encode_seconds = 0.0
 
+    def describe(self, settings: GenerationSettings) -> Mapping[str, str]:
+        """Tell how an image with these settings is really made: see `pipelines.types.Pipeline`."""
+        mask = compute_mask(settings.acceleration, settings.num_inference_steps)
+        return {
+            "acceleration": settings.acceleration.value,
+            **self._transformers.choose(settings).description,
+            "size": f"{settings.width}x{settings.height}",
+            "steps": str(len(mask)),
+            "computed_steps": str(sum(mask)),
+            "guidance_scale": f"{settings.guidance_scale:g}",
+        }
+
+    def warm_up(self) -> None:
+        """Compile what is compiled at first use, so that no request waits for it.
+
+        One step without and one with a reference: other sizes use the same kernels.
+        """
+        width, height = WARM_UP_SIZE
+        request = GenerationSettings(
+            width=width, height=height, num_inference_steps=1, guidance_scale=1.0
+        )
+        for tree in self._transformers.all:
+            if not tree.compiled:
+                continue
+            alone = Flux2(self._pipe, self._device, Transformers(exact=tree), cache_bytes=0)
+            latents, ids = alone.prepare(0, width, height)
+            plain = alone.encode("")
+            edit = replace(plain, reference_tokens=latents, reference_ids=ids)
+            for condition in (plain, edit):
+                alone.denoise(latents, ids, condition, request, 0, lambda _: None, lambda: False)
+
     def release_memory(self) -> None:
         """Return cached blocks to the device. What failed must have let go of its tensors."""
         gc.collect()
@@ -88,17 +128,11 @@ class Flux2:
     @torch.no_grad()
     def encode(self, prompt: str, reference_images: Sequence[Path] = ()) -> Condition:
         """Turn the prompt and the reference images into what the transformer attends to."""
-        prompt_embeds, text_ids = self._pipe.encode_prompt(prompt, device=self._device)
-        if not reference_images:
-            return Condition(prompt_embeds, text_ids, None, None)
-        pixels = [self._load_reference(path) for path in reference_images]
-        tokens, ids = self._pipe.prepare_image_latents(
-            images=pixels,
-            batch_size=1,
-            generator=None,  # the encoder's mode is taken, nothing is drawn
-            device=self._device,
-            dtype=self._pipe.vae.dtype,
-        )
+        prompt_embeds = self._text_encoder.encode(prompt)
+        text_ids = self._pipe._prepare_text_ids(prompt_embeds).to(self._device)  # noqa: SLF001
+        tokens, ids = None, None
+        if reference_images:
+            tokens, ids = self._reference_encoder.encode(reference_images)
         return Condition(prompt_embeds, text_ids, tokens, ids)
 
     @torch.no_grad()
@@ -135,33 +169,43 @@ class Flux2:
         `on_step` hears of every step that the device has finished; `is_cancelled` is asked
         before each. Raises `CancelledError`.
         """
-        scheduler = self._make_scheduler(latents.shape[1], settings)
-        guidance = torch.full(
-            [1], settings.guidance_scale, device=self._device, dtype=torch.float32
-        )
+        denoiser = self._transformers.choose(settings).denoiser
         image_tokens = latents.shape[1]
+        schedule = make_schedule(
+            self._pipe.scheduler.config,
+            image_tokens,
+            settings,
+            self._device,
+            shift=self._transformers.shift_for(settings),
+        )
         ids = latent_ids
         if condition.reference_ids is not None:
             ids = torch.cat([latent_ids, condition.reference_ids], dim=1)
+        context = denoiser.prepare(
+            condition.prompt_embeds,
+            condition.text_ids,
+            ids,
+            condition.reference_tokens,
+            settings.guidance_scale,
+        )
+        mask = compute_mask(settings.acceleration, settings.num_inference_steps)
+        residuals, has_gaps = Residuals(), not all(mask)
         pace = _Pace(self._device)
-        steps = len(scheduler.timesteps)
-        for index, timestep in enumerate(scheduler.timesteps):
+        for index, computed in enumerate(mask):
             _stop_if(is_cancelled)
-            tokens = latents
-            if condition.reference_tokens is not None:
-                tokens = torch.cat([latents, condition.reference_tokens], dim=1)
-            velocity = self._pipe.transformer(
-                hidden_states=tokens.to(self._pipe.transformer.dtype),
-                timestep=timestep.expand(1).to(latents.dtype) / 1000,
-                guidance=guidance,
-                encoder_hidden_states=condition.prompt_embeds,
-                txt_ids=condition.text_ids,
-                img_ids=ids,
-                return_dict=False,
-            )[0][:, :image_tokens]
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            timestep = schedule.timesteps[index : index + 1].to(latents.dtype)
+            level = denoiser.embed_level(timestep, context)
+            embedded = denoiser.embed(latents)
+            if computed:
+                hidden = denoiser.run_blocks(embedded, level, context)
+                if has_gaps:
+                    residuals.note(schedule.sigmas[index], hidden[:, :image_tokens] - embedded)
+            else:
+                hidden = embedded + residuals.at(schedule.sigmas[index])
+            velocity = denoiser.project(hidden, level, image_tokens)
+            latents = schedule.step(latents, velocity, index)
             pace.keep()
-            on_step(Step(Stage.DENOISE, image_index, index + 1, steps))
+            on_step(Step(Stage.DENOISE, image_index, index + 1, len(mask)))
         return latents
 
     @torch.no_grad()
@@ -199,39 +243,6 @@ class Flux2:
         on_step(Step(Stage.DECODE, index, 1, 1))
         timings = Timings(encode_seconds, denoised - started, time.monotonic() - denoised)
         return GeneratedImage(index, seed, picture, timings)
-
-    def _load_reference(self, path: Path) -> torch.Tensor:
-        """Read one reference image as (1, 3, height, width) in [-1, 1], sides multiples of 16."""
-        processor = self._pipe.image_processor
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-        processor.check_image_input(picture)
-        picture = processor._resize_if_exceeds_area(picture, REFERENCE_AREA_PIXELS)  # noqa: SLF001
-        width, height = (
-            side // SIZE_MULTIPLE_PIXELS * SIZE_MULTIPLE_PIXELS for side in picture.size
-        )
-        pixels: torch.Tensor = processor.preprocess(
-            picture, height=height, width=width, resize_mode="crop"
-        )
-        return pixels
-
-    def _make_scheduler(
-        self, image_tokens: int, settings: GenerationSettings
-    ) -> FlowMatchEulerDiscreteScheduler:
-        """Make a scheduler of the request's own: it counts steps, so it must not be shared.
-
-        Custom sigmas are shifted by the resolution like the default ones, as the Turbo model
-        card's own code does.
-        """
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._pipe.scheduler.config)
-        steps = settings.num_inference_steps
-        sigmas: Any = settings.sigmas
-        if sigmas is None:
-            sigmas = np.linspace(1.0, 1 / steps, steps)
-        mu = compute_empirical_mu(image_seq_len=image_tokens, num_steps=steps)
-        retrieve_timesteps(scheduler, steps, self._device, sigmas=list(sigmas), mu=mu)
-        scheduler.set_begin_index(0)  # or the first step asks the device which step it is
-        return scheduler
 
 
 class _Pace:

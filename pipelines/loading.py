@@ -4,10 +4,10 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipelines.errors import ModelNotFoundError
-from pipelines.types import Pipeline
+from pipelines.types import LoadOptions, Pipeline
 
 COMPONENT_FILES = {
     "transformer": "config.json",
@@ -26,22 +26,6 @@ WEIGHTS = {
 """The parts that have weights, and how their safetensors files are called."""
 
 
-class LoadOptions(Protocol):
-    """What has to be known to load a model."""
-
-    @property
-    def model(self) -> Path:
-        """The diffusers folder."""
-
-    @property
-    def device(self) -> str:
-        """`auto`, `cpu`, `cuda` or `cuda:N`."""
-
-    @property
-    def dtype(self) -> str:
-        """`auto`, `float32` or `bfloat16`."""
-
-
 def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
     """Load the model and describe it in a few words.
 
@@ -57,6 +41,8 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
+    from pipelines.assembly import assemble, keep_compiled_kernels  # noqa: PLC0415
+    from pipelines.conditioning import drop_unread_layers  # noqa: PLC0415
     from pipelines.flux2 import Flux2  # noqa: PLC0415
 
     device = torch.device(_choose_device(options.device, has_cuda=torch.cuda.is_available()))
@@ -66,6 +52,8 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
         # Weights go straight to the card: 112 GB may not fit into main memory.
         torch.cuda.set_device(device.index or 0)
         placement = {"device_map": "cuda"}
+    if options.compile_cache:
+        keep_compiled_kernels(options.compile_cache)
     diffusers.utils.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()
     # At every prompt transformers 5 warns of the way in which diffusers 0.42 calls its processor.
@@ -78,8 +66,12 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
         **placement,
     )
     pipe.set_progress_bar_config(disable=True)
+    drop_unread_layers(pipe.text_encoder)
     description = f"{options.model.name} on {device} in {str(dtype).removeprefix('torch.')}"
-    return Flux2(pipe, device), description
+    transformers_ = assemble(pipe.transformer, device, options)
+    pipeline = Flux2(pipe, device, transformers_, cache_bytes=options.cache_bytes)
+    pipeline.warm_up()
+    return pipeline, description
 
 
 def check_model_folder(folder: Path) -> None:

@@ -4,7 +4,7 @@ The gateway builds these and sends them to the runner, so everything but the ima
 made of numbers, strings and paths.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,10 @@ SIZE_MULTIPLE_PIXELS = 16
 
 MAX_SEED = 2**63 - 1
 """The largest seed `torch.Generator.manual_seed` takes as a signed 64-bit integer."""
+
+
+TURBO_LORA_PATH = Path("flash") / "flux.2-turbo-lora.safetensors"
+"""Where the LoRA of the flash endpoints lies, relative to the model folder."""
 
 
 class Acceleration(StrEnum):
@@ -40,12 +44,47 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class FlashSchedule(StrEnum):
+    """The noise levels of the eight-step endpoints.
+
+    `card` shifts the Turbo model card's levels by the resolution, as its own code does. `shift-3`
+    is the schedule of its training, at every resolution. They agree at 1024x1024.
+    """
+
+    CARD = "card"
+    SHIFT_3 = "shift-3"
+
+
 class Stage(StrEnum):
     """The parts of one generation, in order."""
 
     ENCODE = "encode"
     DENOISE = "denoise"
     DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """What has to be known to load a model: the operator's choices, none of a caller's.
+
+    `model` is a diffusers folder. `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`,
+    `float32` or `bfloat16`. `compile` is `auto` (on a GPU), `on` or `off`; `attention` is `auto` or
+    a kernel of `pipelines.attention`. `flash_lora` is the file of the eight-step LoRA, by default
+    the one in the model folder; with `flash_fallback` its endpoints work without it, in as many
+    steps. `compile_cache` is a folder for compiled kernels, `cache_bytes` the most that remembered
+    prompts and references take.
+    """
+
+    model: Path
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: str = "auto"
+    attention: str = "auto"
+    flash_lora: Path | None = None
+    flash_fallback: bool = False
+    flash_schedule: FlashSchedule = FlashSchedule.CARD
+    compile_cache: Path | None = None
+    cache_bytes: int = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +171,14 @@ class Pipeline(Protocol):
         """Give back memory that is only cached, before a request is tried once more."""
         ...
 
+    def describe(self, settings: GenerationSettings) -> Mapping[str, str]:
+        """Tell how an image with these settings is really made, for logs and answers.
+
+        Names and values are short ASCII words without commas. Raises `FlashUnavailableError` for
+        settings that this pipeline cannot fulfil.
+        """
+        ...
+
     def generate(
         self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
     ) -> Iterator[GeneratedImage]:
@@ -139,7 +186,8 @@ class Pipeline(Protocol):
 
         `on_step` is called as work gets done, `is_cancelled` is asked before every step.
         Raises `CancelledError` at the next step once it says yes, `OutOfMemoryError` when this
-        request does not fit, `DeviceLostError` when the process is past saving.
+        request does not fit, `FlashUnavailableError` when it needs a LoRA that is not there,
+        `DeviceLostError` when the process is past saving.
         """
         ...
 

@@ -9,22 +9,14 @@ import time
 from pathlib import Path
 
 from pipelines.loading import load_pipeline
-from pipelines.types import GenerationRequest
+from pipelines.types import GenerationRequest, LoadOptions
 from server.catalogue import find_endpoint
 from server.images import encode
-from server.runners.messages import Load
 
 
 def main() -> None:
     """Answer until the input ends."""
-    load = Load(
-        pipeline_factory="pipelines.loading:load_pipeline",
-        model=Path(sys.argv[1]),
-        device="cpu",
-        dtype="auto",
-        log_level="warning",
-    )
-    pipeline, _ = load_pipeline(load)
+    pipeline, _ = load_pipeline(LoadOptions(model=Path(sys.argv[1]), device="cpu"))
     for line in sys.stdin:
         order = find_endpoint("fal-ai/flux-2").parse(json.loads(line))
         request = GenerationRequest(

@@ -32,6 +32,7 @@ EXPOSED_HEADERS = (
     "x-fal-needs-retry",
     "x-fal-billable-units",
     "x-fal-request-timeout-type",
+    "x-flux2-settings",
     "retry-after",
     "etag",
 )

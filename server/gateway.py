@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from pipelines.types import LoadOptions
 from server.admission import Admission
 from server.clock import SteadyClock
 from server.decoder import Decoder
@@ -138,6 +139,7 @@ class Gateway:
             request_id=job.request_id,
             http_status=job.outcome.http_status if job.outcome else None,
             inference_seconds=job.outcome.inference_seconds if job.outcome else None,
+            applied=job.outcome.applied if job.outcome else None,
         )
 
 
@@ -145,9 +147,18 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
     """Make the runner for one device; it starts when the dispatcher does."""
     load = Load(
         pipeline_factory=settings.pipeline_factory,
-        model=settings.model,
-        device=device,
-        dtype=settings.dtype,
+        options=LoadOptions(
+            model=settings.model,
+            device=device,
+            dtype=settings.dtype,
+            compile=settings.compile,
+            attention=settings.attention,
+            flash_lora=settings.flash_lora,
+            flash_fallback=settings.flash_fallback == "steps",
+            flash_schedule=settings.flash_schedule,
+            compile_cache=settings.data_dir / "cache",
+            cache_bytes=settings.cache_bytes,
+        ),
         log_level=settings.log_level,
     )
     limits = Limits(

@@ -68,8 +68,9 @@ class StoredFile:
 class Outcome:
     """What a job came to: the answer that its result route replays.
 
-    `body` is JSON text. `keep_seconds` counts from completion; after that input and result are
-    erased. The files have times of their own.
+    `body` is JSON text; `applied` tells in a header how the images were really made.
+    `keep_seconds` counts from completion; after that input and result are erased. The files have
+    times of their own.
     """
 
     http_status: int
@@ -77,6 +78,7 @@ class Outcome:
     keep_seconds: float
     error_type: str | None = None
     inference_seconds: float | None = None
+    applied: str | None = None
     logs: str = "[]"
     files: tuple[StoredFile, ...] = ()
 

@@ -5,14 +5,14 @@ only appears with its first event hides that event from `rate()`.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from pipelines.types import Stage
+from pipelines.types import Acceleration, Precision, Stage
 from server.catalogue import CATALOGUE
 from server.clock import Clock
 from server.jobs import Job, Priority, app_id_of
@@ -25,6 +25,7 @@ OUTCOMES = {200: "ok", 422: "invalid", 499: "cancelled", 504: "timed_out"}
 OTHER_OUTCOME = "failed"
 PHASES = ("queued", "running")
 WEBHOOK_RESULTS = ("delivered", "failed", "abandoned")
+FLASH_WORDS = ("no", "yes")
 TIMED_STAGES = (Stage.ENCODE.value, Stage.DECODE.value)
 
 
@@ -45,6 +46,9 @@ class Metrics:
         self._step = self._histogram("step_seconds", "Time of one denoising step")
         self._load = self._histogram("model_load_seconds", "Time to load the model")
         self._jobs = self._counter("jobs", "Completed requests", "outcome")
+        self._images = self._counter(
+            "images", "Images made, by how", "acceleration", "precision", "flash"
+        )
         self._lost = self._counter("attempts_lost", "Attempts that ended without an outcome")
         self._cancelled = self._counter("cancelled", "Cancelled requests", "phase")
         self._webhooks = self._counter("webhook_attempts", "Webhook deliveries", "result")
@@ -83,6 +87,11 @@ class Metrics:
         else:
             self._stage.labels(stage.value).observe(seconds)
 
+    def applied(self, applied: Mapping[str, str], images: int) -> None:
+        """Note how so many images were made: what `pipelines.types.Pipeline.describe` tells."""
+        flash = FLASH_WORDS[applied["lora"] != "none"]
+        self._images.labels(applied["acceleration"], applied["precision"], flash).inc(images)
+
     def attempt_lost(self) -> None:
         """Note an attempt whose runner was lost."""
         self._lost.inc()
@@ -107,6 +116,8 @@ class Metrics:
             self._jobs.labels(outcome)
             for app in catalogue_apps():
                 self._duration.labels(app, outcome)
+        for labels in itertools.product(Acceleration, Precision, FLASH_WORDS):
+            self._images.labels(*map(str, labels))
         for family, values in (
             (self._cancelled, PHASES),
             (self._webhooks, WEBHOOK_RESULTS),

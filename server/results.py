@@ -78,6 +78,7 @@ def build_outcome(
         body=json.dumps(answer.model_dump()),
         keep_seconds=keep_seconds,
         inference_seconds=generated.done.timings["inference"],
+        applied=", ".join(f"{name}={value}" for name, value in generated.done.applied.items()),
         files=tuple(stored),
     )
 

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from pipelines.demonstration import DEMO_CHECKPOINT, is_demo_checkpoint
+from pipelines.types import FlashSchedule
 from server.errors import ConfigurationError
 
 ENV_PREFIX = "FLUX2_"
@@ -93,6 +94,32 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights: bfloat16 on CUDA, float32 on the CPU."
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether the transformer's blocks are compiled: on a GPU, by default. `off` "
+        "also keeps to torch's own attention, and `none` is then diffusers' image to the bit.",
+    )
+    attention: Literal["auto", "native", "cudnn", "flash3", "sage"] = Field(
+        "auto", description="Attention kernel; by default the fastest exact one that is installed."
+    )
+    flash_lora: Path | None = Field(
+        None,
+        description="The eight-step LoRA of the flash endpoints; by default "
+        "`flash/flux.2-turbo-lora.safetensors` in the model folder.",
+    )
+    flash_fallback: Literal["none", "steps"] = Field(
+        "none",
+        description="What the flash endpoints do without that file: answer 503, or take the eight "
+        "steps without it.",
+    )
+    flash_schedule: FlashSchedule = Field(
+        FlashSchedule.CARD,
+        description="Their noise levels: as the model card's code takes them, or `shift-3` at "
+        "every size.",
+    )
+    cache_bytes: int = Field(
+        1024 * MIB, ge=0, description="Most memory for remembered prompts and reference images."
     )
     safety: Safety = Field(
         default_factory=_default_safety,

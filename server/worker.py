@@ -249,7 +249,10 @@ class Worker:
             since = now
             self._parts.events.log(progress.request_id, _describe(progress, order.num_images))
 
-        return await self.runner.run(request, order.output_format, on_progress)
+        generated = await self.runner.run(request, order.output_format, on_progress)
+        if generated.done:
+            self._parts.metrics.applied(generated.done.applied, len(generated.images))
+        return generated
 
     async def _build(
         self, job: Job, endpoint: Endpoint, order: Order, generated: Generated, keep_seconds: float
@@ -350,4 +353,6 @@ def _failure(error: GenerationFailedError) -> RequestError:
         return cancelled_error()
     if error.reason == "out_of_memory":
         return RequestError(503, "CUDA error: out of memory", "runner_server_error")
+    if error.reason == "unavailable":
+        return RequestError(503, str(error), "runner_server_error")
     return RequestError(500, "Internal Server Error", "runner_server_error")

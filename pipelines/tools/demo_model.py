@@ -27,12 +27,10 @@ from pipelines.tools.model_parts import (
     open_to_all_readers,
     whole_folder,
 )
+from pipelines.types import TURBO_LORA_PATH
 
 MANIFEST_NAME = "demo_model.json"
 """Lists every other file with its size in bytes. Its presence means that the folder is whole."""
-
-TURBO_LORA_PATH = Path("flash") / "flux.2-turbo-lora.safetensors"
-"""Where the LoRA of the flash endpoints lies, relative to the model folder."""
 
 TURBO_LORA_KEY = "transformer.{layer}.lora_{side}.weight"
 """How it names a layer's pair: side A down, B up. The layers have diffusers' names (Wan2GP issue

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from pipelines.tools.demo_model import TURBO_LORA_PATH
 from pipelines.tools.model_parts import build_processor
+from pipelines.types import TURBO_LORA_PATH
 from scripts.train_demo_model.addressing import begin_addressed
 from scripts.train_demo_model.classifier import FOLDER_NAME as CLASSIFIER
 from scripts.train_demo_model.classifier import train_classifier

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipelines.compat import declare_torchvision_operators
-from pipelines.tools.demo_model import TURBO_LORA_PATH
+from pipelines.types import TURBO_LORA_PATH
 from scripts.train_demo_model.drawing import Outcome, Settings, evaluate_pipeline
 from scripts.train_demo_model.flash import TURBO_SIGMAS
 from scripts.train_demo_model.heldout import HeldDrawing, HeldEdit, load_held_out

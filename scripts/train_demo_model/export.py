@@ -10,8 +10,8 @@ import diffusers
 import safetensors.torch
 import torch
 
-from pipelines.tools.demo_model import TURBO_LORA_PATH
 from pipelines.tools.model_parts import build_scheduler, open_to_all_readers, whole_folder
+from pipelines.types import TURBO_LORA_PATH
 from scripts.train_demo_model.classifier import FOLDER_NAME as CLASSIFIER_FOLDER_NAME
 
 LARGEST_BYTES = 25_000_000

@@ -174,6 +174,8 @@ def replay(job: Job) -> Response:
     if outcome is None:
         raise ValueError(f"{job.request_id} is not completed")
     headers = {REQUEST_ID_HEADER: job.request_id}
+    if outcome.applied:
+        headers["x-flux2-settings"] = outcome.applied
     if outcome.http_status == 422:
         headers |= {"x-fal-billable-units": "0", "x-fal-needs-retry": "false"}
     if outcome.error_type:

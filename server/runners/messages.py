@@ -6,17 +6,16 @@ A frame is two big-endian lengths, a JSON header, and raw bytes (empty but for i
 
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from pipelines.types import GenerationRequest, Stage
+from pipelines.types import GenerationRequest, LoadOptions, Stage
 from server.schemas import OutputFormat
 
 LENGTHS = struct.Struct(">II")
 
-FailureReason = Literal["cancelled", "out_of_memory", "error"]
+FailureReason = Literal["cancelled", "out_of_memory", "unavailable", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +23,7 @@ class Load:
     """Gateway to runner, once, first: make a pipeline. Paths and names are the operator's."""
 
     pipeline_factory: str
-    model: Path
-    device: str
-    dtype: str
+    options: LoadOptions
     log_level: str = "info"
     kind: Literal["load"] = "load"
 
@@ -92,17 +89,24 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """Runner to gateway: all images of the request were sent; `timings` holds seconds."""
+    """Runner to gateway: all images of the request were sent; `timings` holds seconds.
+
+    `applied` tells how they were really made, as `pipelines.types.Pipeline.describe` says it.
+    """
 
     request_id: str
     prompt: str
     timings: dict[str, float]
+    applied: dict[str, str]
     kind: Literal["done"] = "done"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """Runner to gateway: the request failed, the runner is well. `detail` stays in our logs."""
+    """Runner to gateway: the request failed, the runner is well.
+
+    `detail` stays in our logs, but for `unavailable`, where it tells the caller what is missing.
+    """
 
     request_id: str
     reason: FailureReason

@@ -16,8 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from pipelines.errors import CancelledError, DeviceLostError, OutOfMemoryError, PipelineError
-from pipelines.types import GeneratedImage, Pipeline, Step
+from pipelines.errors import (
+    CancelledError,
+    DeviceLostError,
+    FlashUnavailableError,
+    OutOfMemoryError,
+    PipelineError,
+)
+from pipelines.types import GeneratedImage, LoadOptions, Pipeline, Step
 from server.children import die_with_parent
 from server.images import encode
 from server.runners.messages import (
@@ -44,7 +50,14 @@ EXIT_DEVICE_LOST = 4
 
 log = structlog.get_logger(__name__)
 
-PipelineFactory = Callable[[Load], tuple[Pipeline, str]]
+FAILURES: dict[type[PipelineError], FailureReason] = {
+    CancelledError: "cancelled",
+    OutOfMemoryError: "out_of_memory",
+    FlashUnavailableError: "unavailable",
+}
+"""What a request may fail of while the runner stays well."""
+
+PipelineFactory = Callable[[LoadOptions], tuple[Pipeline, str]]
 
 
 class Runner:
@@ -76,7 +89,7 @@ class Runner:
         try:
             module_name, _, function_name = order.pipeline_factory.partition(":")
             factory: PipelineFactory = getattr(importlib.import_module(module_name), function_name)
-            pipeline, description = factory(order)
+            pipeline, description = factory(order.options)
         except Exception as error:
             log.exception("the pipeline cannot be loaded")
             reason = str(error) if isinstance(error, PipelineError) else repr(error)
@@ -115,11 +128,10 @@ class Runner:
             return seconds
 
         try:
+            applied = dict(pipeline.describe(request.settings))
             inference_seconds = _with_one_retry(generate, pipeline)
-        except CancelledError as error:
-            self._fail(order, "cancelled", error)
-        except OutOfMemoryError as error:
-            self._fail(order, "out_of_memory", error)
+        except tuple(FAILURES) as error:
+            self._fail(order, FAILURES[type(error)], error)
         except DeviceLostError:
             log.exception("the device is lost", request_id=request.request_id)
             os._exit(EXIT_DEVICE_LOST)
@@ -128,7 +140,14 @@ class Runner:
             self._fail(order, "error", error)
         else:
             timings = {"inference": round(inference_seconds, 4)}
-            self._send(Done(request_id=request.request_id, prompt=request.prompt, timings=timings))
+            self._send(
+                Done(
+                    request_id=request.request_id,
+                    prompt=request.prompt,
+                    timings=timings,
+                    applied=applied,
+                )
+            )
 
     def _send_image(self, order: Run, generated: GeneratedImage) -> None:
         encoded = encode(generated.image, order.output_format)
@@ -143,7 +162,7 @@ class Runner:
         self._send(message, encoded.data)
 
     def _fail(self, order: Run, reason: FailureReason, error: Exception) -> None:
-        detail = f"{type(error).__name__}: {error}"
+        detail = str(error) if reason == "unavailable" else f"{type(error).__name__}: {error}"
         self._send(Failed(request_id=order.request.request_id, reason=reason, detail=detail))
 
     def _send(self, message: FromRunner, payload: bytes = b"") -> None:

@@ -85,7 +85,8 @@ UPDATE jobs SET
     status = :status, attempts = :attempts, runner_deaths = :runner_deaths,
     cancel_requested = :cancel_requested, started_at = :started_at, completed_at = :completed_at,
     expires_at = :expires_at, http_status = :http_status, result = :result,
-    error_type = :error_type, inference_seconds = :inference_seconds, logs = :logs
+    error_type = :error_type, inference_seconds = :inference_seconds,
+    applied = :applied, logs = :logs
 WHERE request_id = :request_id;
 
 -- name: insert_webhook

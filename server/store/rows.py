@@ -6,7 +6,7 @@ from typing import Any
 
 from server.jobs import Job, JobStatus, Need, Outcome, Priority, StoredFile
 
-OUTCOME_COLUMNS = ("http_status", "error_type", "inference_seconds", "logs")
+OUTCOME_COLUMNS = ("http_status", "error_type", "inference_seconds", "applied", "logs")
 
 
 def row_of(job: Job) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
             keep_seconds=row["expires_at"] - row["completed_at"],
             error_type=row["error_type"],
             inference_seconds=row["inference_seconds"],
+            applied=row["applied"],
             logs=row["logs"],
             files=files,
         )

@@ -24,6 +24,7 @@ from pipelines.errors import (
 from pipelines.types import (
     GeneratedImage,
     GenerationRequest,
+    GenerationSettings,
     IsCancelled,
     OnStep,
     Stage,
@@ -49,6 +50,10 @@ class FaultPipeline:
     def release_memory(self) -> None:
         """Remember that it was asked to."""
         self._memory_released = True
+
+    def describe(self, settings: GenerationSettings) -> dict[str, str]:
+        """Tell the level that was asked for."""
+        return {"acceleration": settings.acceleration.value, "precision": "float32", "lora": "none"}
 
     def generate(
         self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled

@@ -3,7 +3,6 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +18,13 @@ from PIL import Image  # noqa: E402
 from pipelines.errors import CancelledError, OutOfMemoryError  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.loading import load_pipeline  # noqa: E402
-from pipelines.types import GenerationRequest, GenerationSettings, Stage, Step  # noqa: E402
+from pipelines.types import (  # noqa: E402
+    GenerationRequest,
+    GenerationSettings,
+    LoadOptions,
+    Stage,
+    Step,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,9 +35,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def flux2(demo_model: Path) -> Iterator[Flux2]:
     """Return our pipeline over the tiny checkpoint, on the card in its default bfloat16."""
-    pipeline, description = load_pipeline(
-        SimpleNamespace(model=demo_model, device="auto", dtype="auto")
-    )
+    pipeline, description = load_pipeline(LoadOptions(model=demo_model))
     assert description.endswith("in bfloat16")
     assert isinstance(pipeline, Flux2)
     yield pipeline

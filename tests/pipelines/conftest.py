@@ -1,7 +1,6 @@
 """The checkpoints, loaded once by us, and the tiny one once by plain diffusers."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ declare_torchvision_operators()
 from pipelines.demonstration import DEMO_CHECKPOINT  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.loading import load_pipeline  # noqa: E402
+from pipelines.types import LoadOptions  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def demonstration() -> Flux2:
 
 def load_on_cpu(folder: Path) -> Flux2:
     """Load a folder as the runner does."""
-    options = SimpleNamespace(model=folder, device="cpu", dtype="auto")
+    options = LoadOptions(model=folder, device="cpu")
     pipeline, _ = load_pipeline(options)
     assert isinstance(pipeline, Flux2)
     return pipeline

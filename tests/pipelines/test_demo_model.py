@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from pipelines.compat import declare_torchvision_operators
-from pipelines.tools.demo_model import MANIFEST_NAME, TURBO_LORA_PATH, main, write_demo_model
+from pipelines.tools.demo_model import MANIFEST_NAME, main, write_demo_model
+from pipelines.types import TURBO_LORA_PATH
 
 FILES = {
     "demo_model.json",

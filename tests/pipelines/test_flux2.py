@@ -1,17 +1,26 @@
 """Our loop against diffusers' own: the same bits, and none of the shared state."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.normalization import AdaLayerNormContinuous
 from PIL import Image
 
+from pipelines.acceleration import compute_mask
 from pipelines.errors import CancelledError, DeviceLostError, OutOfMemoryError
 from pipelines.flux2 import Flux2
-from pipelines.types import GeneratedImage, GenerationRequest, GenerationSettings, Stage, Step
+from pipelines.types import (
+    Acceleration,
+    GeneratedImage,
+    GenerationRequest,
+    GenerationSettings,
+    Stage,
+    Step,
+)
 
 PROMPT = "a lighthouse, oil on canvas"
 
@@ -131,6 +140,100 @@ def test_a_request_leaves_no_trace_in_the_next(flux2: Flux2, references: tuple[P
     assert make_images(flux2, make_request())[0].image.tobytes() == before
 
 
+LONG: dict[str, Any] = {"num_inference_steps": 14, "width": 128}
+
+
+def test_regular_without_a_gpu_is_none(flux2: Flux2) -> None:
+    """Where nothing is quantised, the levels that compute every step make the same image."""
+    none, regular = (
+        make_images(flux2, make_request(**LONG, acceleration=level))[0].image
+        for level in (Acceleration.NONE, Acceleration.REGULAR)
+    )
+    assert none.tobytes() == regular.tobytes()
+
+
+def test_high_with_every_step_computed_is_none(flux2: Flux2, references: tuple[Path, ...]) -> None:
+    """Below twelve steps its mask is all ones, and the image is that of `none` to the bit."""
+    for paths in ((), references[:1]):
+        none, high = (
+            make_latents(flux2, make_request(acceleration=level, references=paths))
+            for level in (Acceleration.NONE, Acceleration.HIGH)
+        )
+        assert torch.equal(none, high)
+
+
+def test_high_runs_the_blocks_only_where_its_mask_says(
+    flux2: Flux2, references: tuple[Path, ...]
+) -> None:
+    """The others cost nothing but the ends, and what is extrapolated is not what is computed."""
+    for paths in ((), references[:2]):
+        runs: list[None] = []
+        block = flux2._pipe.transformer.transformer_blocks[0]
+        hook = block.register_forward_hook(lambda *_, runs=runs: runs.append(None))
+        high = make_latents(
+            flux2, make_request(**LONG, acceleration=Acceleration.HIGH, references=paths)
+        )
+        hook.remove()
+        assert len(runs) == sum(compute_mask(Acceleration.HIGH, 14)) < 14
+        none = make_latents(flux2, make_request(**LONG, references=paths))
+        assert not torch.equal(high, none)
+
+
+def test_high_is_the_same_whatever_ran_before(flux2: Flux2, references: tuple[Path, ...]) -> None:
+    """An abort, another size, references, another level, flash: nothing is carried over."""
+    request = make_request(**LONG, acceleration=Acceleration.HIGH)
+    before = make_latents(flux2, request)
+    asked = iter([False] * 9 + [True])
+    with pytest.raises(CancelledError):
+        list(flux2.generate(request, ignore, lambda: next(asked)))
+    assert torch.equal(make_latents(flux2, request), before)
+    for other in (
+        make_request(**{**LONG, "width": 256}, acceleration=Acceleration.HIGH),
+        make_request(**LONG, acceleration=Acceleration.HIGH, references=references[:2]),
+        make_request(**LONG),
+        make_request(flash=True),
+    ):
+        make_images(flux2, other)
+        assert torch.equal(make_latents(flux2, request), before)
+
+
+def test_flash_shows_and_leaves_no_trace(flux2: Flux2) -> None:
+    """The LoRA changes its own request's image, and no bit of the next one's."""
+    plain = make_request()
+    before = make_latents(flux2, plain)
+    flash = make_latents(flux2, make_request(flash=True))
+    assert not torch.equal(flash, before)
+    assert torch.equal(make_latents(flux2, plain), before)
+
+
+def test_flash_is_diffusers_own_lora(flux2: Flux2, demo_model: Path) -> None:
+    """But for the order of sums: here it is fused, there beside the weights."""
+    from diffusers import Flux2Pipeline
+
+    pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(demo_model / "flash", weight_name="flux.2-turbo-lora.safetensors")
+    request = make_request(flash=True)
+    expected = call_oracle(pipe, request, request.seed, "latent")
+    error = (make_latents(flux2, request) - expected).norm() / expected.norm()
+    assert error < 1e-4
+
+
+@pytest.mark.parametrize("level", Acceleration)
+def test_it_tells_how_an_image_is_really_made(flux2: Flux2, level: Acceleration) -> None:
+    """In words that fit a header, and with the steps that are truly computed."""
+    request = make_request(**LONG, acceleration=level)
+    told = flux2.describe(request.settings)
+    assert told["acceleration"] == level.value
+    assert told["precision"] == "float32"
+    assert told["steps"] == "14"
+    assert told["computed_steps"] == str(sum(compute_mask(level, 14)))
+    assert told["lora"] == "none"
+    assert flux2.describe(make_request(flash=True).settings)["lora"] == "flux.2-turbo-lora"
+    for name, value in told.items():
+        assert re.fullmatch(r"[\w.+-]+", f"{name}{value}", re.ASCII)
+
+
 def test_two_requests_may_take_turns(flux2: Flux2) -> None:
     """Interleaved at image boundaries, each request still gives its own images."""
     first, second = make_request(num_images=2), make_request(num_images=2, seed=99, width=128)
@@ -197,7 +300,7 @@ def test_device_errors_are_translated(
     def fail(*_args: Any, **_kwargs: Any) -> Any:
         raise raised
 
-    monkeypatch.setattr(FlowMatchEulerDiscreteScheduler, "step", fail)
+    monkeypatch.setattr(AdaLayerNormContinuous, "forward", fail)
     with pytest.raises(expected) as caught:
         make_images(flux2, make_request())
     assert caught.value.__context__ is None

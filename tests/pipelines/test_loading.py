@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from pipelines.errors import ModelNotFoundError
 from pipelines.loading import check_model_folder, load_pipeline
+from pipelines.types import LoadOptions
 
 
 @pytest.fixture
@@ -96,24 +96,33 @@ def test_cuda_without_a_card_says_so(demo_model: Path) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    options = SimpleNamespace(model=demo_model, device="cuda", dtype="auto")
+    options = LoadOptions(model=demo_model, device="cuda")
     with pytest.raises(ModelNotFoundError, match="finds no CUDA device"):
         load_pipeline(options)
 
 
 def test_bfloat16_can_be_asked_for(demo_model: Path) -> None:
     """The number format is the operator's choice on any device."""
-    options = SimpleNamespace(model=demo_model, device="cpu", dtype="bfloat16")
+    options = LoadOptions(model=demo_model, device="cpu", dtype="bfloat16")
     _, description = load_pipeline(options)
     assert description == "tiny on cpu in bfloat16"
+
+
+def test_layers_that_are_never_read_are_not_kept(demo_model: Path) -> None:
+    """Of the text encoder's 32 layers thirty stay in memory."""
+    pipeline, _ = load_pipeline(LoadOptions(model=demo_model, device="cpu"))
+    from pipelines.flux2 import Flux2
+
+    assert isinstance(pipeline, Flux2)
+    assert len(pipeline._pipe.text_encoder.model.language_model.layers) == 30
 
 
 def test_a_missing_model_is_told_without_importing_torch(tmp_path: Path) -> None:
     """The check comes before the slow imports."""
     script = (
-        "import sys; from pathlib import Path; from types import SimpleNamespace\n"
+        "import sys; from pathlib import Path\nfrom pipelines.types import LoadOptions\n"
         "from pipelines.loading import load_pipeline\n"
-        f"options = SimpleNamespace(model=Path({str(tmp_path / 'none')!r}), device='cpu')\n"
+        f"options = LoadOptions(model=Path({str(tmp_path / 'none')!r}), device='cpu')\n"
         "try:\n    load_pipeline(options)\n"
         "except Exception as error:\n    print(type(error).__name__, 'torch' in sys.modules)\n"
     )

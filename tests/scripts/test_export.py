@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pipelines.compat import declare_torchvision_operators
 from pipelines.loading import check_model_folder
-from pipelines.tools.demo_model import TURBO_LORA_PATH
+from pipelines.types import TURBO_LORA_PATH
 
 declare_torchvision_operators()
 

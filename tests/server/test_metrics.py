@@ -25,6 +25,7 @@ FAMILIES = {
     "flux2_step_seconds": ("histogram", set()),
     "flux2_model_load_seconds": ("histogram", set()),
     "flux2_jobs": ("counter", {"outcome"}),
+    "flux2_images": ("counter", {"acceleration", "precision", "flash"}),
     "flux2_attempts_lost": ("counter", set()),
     "flux2_cancelled": ("counter", {"phase"}),
     "flux2_webhook_attempts": ("counter", {"result"}),

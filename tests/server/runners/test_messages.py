@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipelines.types import Acceleration, GenerationRequest, GenerationSettings, Stage
+from pipelines.types import (
+    Acceleration,
+    GenerationRequest,
+    GenerationSettings,
+    LoadOptions,
+    Stage,
+)
 from server.runners.messages import (
     FROM_RUNNER,
     LENGTHS,
@@ -46,8 +52,8 @@ REQUEST = GenerationRequest(
 @pytest.mark.parametrize(
     "message",
     [
-        Load(pipeline_factory="a:b", model=Path("/m"), device="cuda:1", dtype="auto"),
-        Load(pipeline_factory="a:b", model=Path("/n"), device="cpu", dtype="float32"),
+        Load(pipeline_factory="a:b", options=LoadOptions(model=Path("/m"), device="cuda:1")),
+        Load(pipeline_factory="a:b", options=LoadOptions(model=Path("/n"), dtype="float32")),
         Cancel(request_id="r"),
     ],
 )
@@ -79,7 +85,7 @@ def test_a_request_survives_the_frame_exactly() -> None:
             height=2,
             has_nsfw_concept=True,
         ),
-        Done(request_id="r", prompt="❄", timings={"inference": 0.25}),
+        Done(request_id="r", prompt="❄", timings={"inference": 0.25}, applied={"steps": "8"}),
         Failed(request_id="r", reason="out_of_memory", detail="x"),
     ],
 )

@@ -1,0 +1,187 @@
+"""LoRA files for the transformer: checked by their headers, read, and built into a transformer.
+
+A LoRA (https://arxiv.org/abs/2106.09685) adds `up @ down` to the weights of some linear layers.
+Only safetensors are read: a header of JSON and raw numbers, nothing that could run code
+(https://github.com/huggingface/safetensors#format). Keys are those of fal's Turbo file, which are
+diffusers' names of the layers.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipelines.errors import LoraError
+from pipelines.variants import Module, derive
+
+MOST_HEADER_BYTES = 100_000_000
+"""safetensors' own limit."""
+
+DTYPES = ("F32", "F16", "BF16")
+
+_KEY = re.compile(
+    r"(?:transformer\.)?(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|(?P<alpha>alpha))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What is added to one layer's weight: factor * up (out, r) @ down (r, in)."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A whole file, on the CPU: pairs by the layers' names, and the hash of its content."""
+
+    pairs: Mapping[str, Pair]
+    sha256: str
+
+
+def read_lora(path: Path, transformer: nn.Module) -> Lora:
+    """Read a LoRA that fits the transformer.
+
+    Raises `LoraError`, before any number is read, for a file that is no whole safetensors file, or
+    has keys, halves, types or shapes that the transformer has no place for.
+    """
+    try:
+        with path.open("rb") as file:
+            shapes = _read_header(file, path)
+            layers = _check(shapes, transformer, path)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise LoraError(f"{path}: cannot be read: {error}") from error
+    return Lora({name: _make_pair(keys, tensors) for name, keys in layers.items()}, digest)
+
+
+def fuse(transformer: Module, lora: Lora) -> Module:
+    """Make a tree like `transformer` with the LoRA in new weights of the layers that it names.
+
+    The sum is made in float32 and rounded once, to the weight's type; diffusers' `fuse_lora` first
+    rounds what it adds to the type of the LoRA's file.
+    """
+    return derive(transformer, {name: partial(_fuse, pair) for name, pair in lora.pairs.items()})
+
+
+def attach(transformer: Module, lora: Lora) -> Module:
+    """Make a tree like `transformer` with the LoRA beside the weights, which are shared.
+
+    For quantised layers, and where there is no memory for more weights.
+    """
+    return derive(
+        transformer,
+        {name: partial(LoraLinear, pair=pair) for name, pair in lora.pairs.items()},
+    )
+
+
+class LoraLinear(nn.Module):
+    """A linear layer, of any kind, with a pair beside it: base(x) + factor * up(down(x))."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+    def __init__(self, base: Any, pair: Pair) -> None:
+        super().__init__()
+        weight = base.weight
+        # Beside 8-bit weights the pair keeps the type that it is stored in.
+        dtype = weight.dtype if isinstance(base, nn.Linear) else torch.bfloat16
+        self.base = base
+        self.factor = pair.factor
+        self.register_buffer("down", pair.down.to(weight.device, dtype))
+        self.register_buffer("up", pair.up.to(weight.device, dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) to (..., out)."""
+        linear = nn.functional.linear
+        added = linear(linear(x.to(self.down.dtype), self.down), self.up)
+        result: torch.Tensor = self.base(x) + added.to(x.dtype) * self.factor
+        return result
+
+
+@torch.no_grad()
+def _fuse(pair: Pair, linear: nn.Linear) -> nn.Linear:
+    weight = linear.weight
+    down, up = (part.to(weight.device).float() for part in (pair.down, pair.up))
+    fused = nn.Linear(
+        linear.in_features, linear.out_features, bias=False, device="meta", dtype=weight.dtype
+    )
+    total = weight.float() + (up @ down) * pair.factor
+    fused.weight = nn.Parameter(total.to(weight.dtype), requires_grad=False)
+    fused.bias = linear.bias
+    return fused
+
+
+def _read_header(file: BinaryIO, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return types and shapes by key."""
+    size_bytes = file.seek(0, 2)
+    file.seek(0)
+    try:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        if header_bytes > min(size_bytes - 8, MOST_HEADER_BYTES):
+            raise LoraError(f"{path}: not a whole safetensors file")
+        header = json.loads(file.read(header_bytes))
+        header.pop("__metadata__", None)
+        shapes = {
+            str(key): (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
+            for key, entry in header.items()
+        }
+        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LoraError(f"{path}: not a safetensors file") from error
+    if 8 + header_bytes + max(ends, default=0) != size_bytes:
+        raise LoraError(f"{path}: cut short, or longer than its header says")
+    return shapes
+
+
+def _check(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], transformer: nn.Module, path: Path
+) -> dict[str, dict[str, str]]:
+    """Return, for each layer, the keys of its A, its B, and its alpha if there is one."""
+    layers: dict[str, dict[str, str]] = {}
+    for key, (dtype, _) in shapes.items():
+        found = _KEY.fullmatch(key)
+        if not found:
+            raise LoraError(f"{path}: {key} is not a name of this kind of LoRA")
+        if dtype not in DTYPES:
+            raise LoraError(f"{path}: {key} is of type {dtype}, not {', '.join(DTYPES)}")
+        layers.setdefault(found["layer"], {})[found["side"] or "alpha"] = key
+    if not layers:
+        raise LoraError(f"{path}: there is nothing in it")
+    known = dict(transformer.named_modules())
+    for name, keys in layers.items():
+        if not {"A", "B"} <= keys.keys():
+            raise LoraError(f"{path}: {name} has only one half of its pair")
+        linear = known.get(name)
+        if not isinstance(linear, nn.Linear):
+            raise LoraError(f"{path}: {name} is no linear layer of this transformer")
+        (down, up), alpha = (shapes[keys[side]][1] for side in "AB"), keys.get("alpha")
+        fits = len(down) == len(up) == 2 and down[0] == up[1] > 0
+        if not fits or (up[0], down[1]) != (linear.out_features, linear.in_features):
+            raise LoraError(
+                f"{path}: {name} is {linear.out_features}x{linear.in_features}, "
+                f"but its pair is {up} and {down}"
+            )
+        if alpha and shapes[alpha][1] not in ((), (1,)):
+            raise LoraError(f"{path}: {alpha} is not a single number")
+    return layers
+
+
+def _make_pair(keys: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Pair:
+    down, up = (tensors[keys[side]] for side in "AB")
+    # Without an alpha the pair is added as it is.
+    factor = float(tensors[keys["alpha"]]) / down.shape[0] if "alpha" in keys else 1.0
+    return Pair(down, up, factor)

@@ -1,0 +1,151 @@
+"""Our pipeline and plain diffusers over the same random weights, and the time that each takes."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bench_models import build_pipe
+from PIL import Image
+
+from pipelines.assembly import assemble
+from pipelines.flux2 import Flux2
+from pipelines.types import (
+    Acceleration,
+    GenerationRequest,
+    GenerationSettings,
+    LoadOptions,
+)
+from pipelines.variants import BLOCK_LISTS, derive
+
+NO_LORA = Path("no-lora")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One kind of picture. Every run of it has a prompt, a seed and references of its own."""
+
+    level: Acceleration = Acceleration.NONE
+    width: int = 512
+    height: int = 512
+    steps: int = 28
+    references: int = 0
+    flash: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run: the picture, and seconds of wall time; of its stages, if it is ours."""
+
+    picture: Image.Image
+    seconds: float
+    encode_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class Rig:
+    """A model of some scale on a device, to be asked by both ways in turns."""
+
+    def __init__(
+        self,
+        scale: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        folder: Path,
+        lora: Path = NO_LORA,
+    ) -> None:
+        self.device = device
+        self._folder = folder
+        self._lora = lora
+        self._count = 0
+        self.pipe = build_pipe(scale, device, dtype)
+        self.ours = self.make_pipeline(compiled=False)
+
+    def make_pipeline(self, *, compiled: bool) -> Flux2:
+        """Make ours over the same weights; compiling leaves diffusers' and the other ones alone."""
+        blocks = [
+            f"{name}.{number}"
+            for name in BLOCK_LISTS
+            for number in range(len(getattr(self.pipe.transformer, name)))
+        ]
+        own = derive(self.pipe.transformer, dict.fromkeys(blocks, lambda block: derive(block, {})))
+        options = LoadOptions(
+            model=self._folder, compile="on" if compiled else "off", flash_lora=self._lora
+        )
+        return Flux2(self.pipe, self.device, assemble(own, self.device, options))
+
+    def run_ours(self, case: Case, number: int, pipeline: Flux2 | None = None) -> Run:
+        """Make picture `number` of a case with ours."""
+        request = GenerationRequest(
+            request_id="bench",
+            prompt=_prompt(case, number),
+            seed=number,
+            num_images=1,
+            settings=GenerationSettings(
+                width=case.width,
+                height=case.height,
+                num_inference_steps=case.steps,
+                guidance_scale=2.5,
+                acceleration=case.level,
+                flash=case.flash,
+            ),
+            reference_images=tuple(self._references(case, number)),
+        )
+        started = self._now()
+        (made,) = (pipeline or self.ours).generate(request, lambda _: None, lambda: False)
+        seconds, timings = self._now() - started, made.timings
+        return Run(
+            made.image,
+            seconds,
+            timings.encode_seconds,
+            timings.denoise_seconds,
+            timings.decode_seconds,
+        )
+
+    def run_plain(self, case: Case, number: int) -> Run:
+        """Make the same picture with `Flux2Pipeline.__call__`."""
+        references = [Image.open(path).convert("RGB") for path in self._references(case, number)]
+        started = self._now()
+        picture = self.pipe(
+            image=references or None,
+            prompt=_prompt(case, number),
+            width=case.width,
+            height=case.height,
+            num_inference_steps=case.steps,
+            guidance_scale=2.5,
+            generator=torch.Generator("cpu").manual_seed(number),
+        ).images[0]
+        return Run(picture, self._now() - started)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _references(self, case: Case, number: int) -> list[Path]:
+        """Write pictures that no other run has seen; a megapixel each where that is made."""
+        side = min(1024, case.width)
+        paths = []
+        for index in range(case.references):
+            path = self._folder / f"{side}-{number}-{index}.png"
+            if not path.exists():
+                random = torch.Generator().manual_seed(1000 * number + index)
+                small = torch.randint(0, 256, (8, 8, 3), generator=random, dtype=torch.uint8)
+                Image.fromarray(small.numpy()).resize((side, side)).save(path, compress_level=1)
+            paths.append(path)
+        return paths
+
+
+def median_ratio(baseline: Sequence[Run], ours: Sequence[Run]) -> float:
+    """Say how many times as fast ours is, by the medians."""
+    return statistics.median(run.seconds for run in baseline) / statistics.median(
+        run.seconds for run in ours
+    )
+
+
+def _prompt(case: Case, number: int) -> str:
+    """Say something that was not said before in this run, or a cache would be measured."""
+    return f"{case.level} {case.width} {case.steps} {case.references} number {number}"

@@ -1,0 +1,252 @@
+"""LoRA files: read only if every part has its place, and then exactly as diffusers has them."""
+
+import hashlib
+import json
+import pickle
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pipelines.errors import LoraError
+from pipelines.flux2 import Flux2
+from pipelines.lora import LoraLinear, attach, fuse, read_lora
+from pipelines.types import TURBO_LORA_PATH
+
+LAYER = "transformer_blocks.0.attn.to_q"
+KEY = f"transformer.{LAYER}.lora_{{}}.weight"
+
+
+@pytest.fixture(scope="module")
+def transformer(oracle: Any) -> Any:
+    """Return the tiny checkpoint's transformer, 64 wide."""
+    return oracle.transformer
+
+
+@pytest.fixture(scope="module")
+def turbo(demo_model: Path) -> Path:
+    """Return the file with the Turbo LoRA's key layout that the tiny checkpoint carries."""
+    return demo_model / TURBO_LORA_PATH
+
+
+@pytest.fixture(scope="module")
+def inputs(flux2: Flux2) -> dict[str, torch.Tensor]:
+    """Return what the transformer is called with in one step."""
+    torch.manual_seed(3)
+    condition = flux2.encode("a lighthouse")
+    latents, ids = flux2.prepare(1, 128, 96)
+    return {
+        "hidden_states": latents,
+        "encoder_hidden_states": condition.prompt_embeds,
+        "timestep": torch.tensor([0.7]),
+        "guidance": torch.tensor([2.5]),
+        "img_ids": ids,
+        "txt_ids": condition.text_ids,
+    }
+
+
+@torch.no_grad()
+def call(transformer: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Run one step."""
+    velocity: torch.Tensor = transformer(**inputs, return_dict=False)[0]
+    return velocity
+
+
+@pytest.fixture(scope="module")
+def expected(turbo: Path, demo_model: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a step of diffusers' own pipeline with the same file loaded."""
+    from diffusers import Flux2Pipeline
+
+    pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True)
+    pipe.load_lora_weights(turbo.parent, weight_name=turbo.name)
+    return call(pipe.transformer, inputs)
+
+
+def test_beside_the_weights_it_is_diffusers_own_to_the_bit(
+    transformer: Any, turbo: Path, inputs: dict[str, torch.Tensor], expected: torch.Tensor
+) -> None:
+    """And the transformer that it was put into is left as it was."""
+    before = call(transformer, inputs)
+    assert not torch.equal(expected, before)
+    attached = attach(transformer, read_lora(turbo, transformer))
+    assert torch.equal(call(attached, inputs), expected)
+    assert torch.equal(call(transformer, inputs), before)
+
+
+def test_fused_it_is_the_sum_rounded_once(
+    transformer: Any, turbo: Path, inputs: dict[str, torch.Tensor], expected: torch.Tensor
+) -> None:
+    """In the weights to the bit, and so in the result but for the order of sums."""
+    before = call(transformer, inputs)
+    lora = read_lora(turbo, transformer)
+    fused = fuse(transformer, lora)
+    for name, pair in lora.pairs.items():
+        added = pair.up.float() @ pair.down.float()
+        weights = [
+            tree.get_submodule(name).get_parameter("weight") for tree in (fused, transformer)
+        ]
+        assert torch.equal(weights[0], weights[1] + added)
+    error = (call(fused, inputs) - expected).norm() / expected.norm()
+    assert error < 1e-5
+    assert torch.equal(call(transformer, inputs), before)
+
+
+def test_what_it_does_not_name_is_shared(transformer: Any, turbo: Path) -> None:
+    """And beside the weights, so are the weights themselves."""
+    lora = read_lora(turbo, transformer)
+    before = dict(transformer.named_parameters())
+    fused = dict(fuse(transformer, lora).named_parameters())
+    changed = {name for name in before if fused[name] is not before[name]}
+    assert changed == {f"{name}.weight" for name in lora.pairs}
+    attached = {id(parameter) for parameter in attach(transformer, lora).parameters()}
+    assert attached == {id(parameter) for parameter in before.values()}
+
+
+def test_it_is_known_by_its_content(turbo: Path, transformer: Any) -> None:
+    """The hash is that of the file."""
+    assert read_lora(turbo, transformer).sha256 == hashlib.sha256(turbo.read_bytes()).hexdigest()
+
+
+def make_pair(rank: int = 4, width: int = 64) -> dict[str, torch.Tensor]:
+    """Return a pair for one layer."""
+    return {
+        KEY.format("A"): torch.full((rank, width), 0.5),
+        KEY.format("B"): torch.full((width, rank), 0.25),
+    }
+
+
+@pytest.mark.parametrize(("alpha", "factor"), [(None, 1.0), (2.0, 0.5), (8.0, 2.0)])
+def test_alpha_scales_the_pair(
+    transformer: Any, tmp_path: Path, alpha: float | None, factor: float
+) -> None:
+    """By alpha over rank where there is one, and as it is where there is none."""
+    tensors = make_pair()
+    if alpha is not None:
+        tensors[f"transformer.{LAYER}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    lora = read_lora(tmp_path / "lora.safetensors", transformer)
+    fused = fuse(transformer, lora).get_submodule(LAYER).get_parameter("weight")
+    added = fused - transformer.get_submodule(LAYER).weight
+    torch.testing.assert_close(added, torch.full((64, 64), 4 * 0.5 * 0.25 * factor))
+
+
+def test_beside_other_layers_than_plain_ones_it_computes_in_bfloat16() -> None:
+    """Such as quantised ones, whose weights are of no type to compute in."""
+
+    class Eight(nn.Module):
+        weight = torch.zeros(3, 4, dtype=torch.int8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.new_zeros(*x.shape[:-1], 3)
+
+    from pipelines.lora import Pair
+
+    layer = LoraLinear(Eight(), Pair(torch.ones(2, 4), torch.ones(3, 2), 0.5))
+    assert layer.down.dtype is torch.bfloat16
+    result = layer(torch.ones(1, 5, 4))
+    assert torch.equal(result, torch.full((1, 5, 3), 4.0))
+
+
+def rename(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    """Return the tensors under changed keys."""
+    return {key.replace(old, new): value for key, value in tensors.items()}
+
+
+BAD: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
+    "nothing in it": (dict, "nothing in it"),
+    "one half": (lambda: {KEY.format("A"): torch.ones(4, 64)}, "only one half"),
+    "another architecture": (lambda: rename(make_pair(), "blocks.0", "blocks.9"), "no linear"),
+    "no linear layer": (lambda: rename(make_pair(), "attn.to_q", "attn"), "no linear"),
+    "foreign keys": (lambda: {"lora_unet_double_blocks_0": torch.ones(1)}, "not a name"),
+    "too wide": (lambda: make_pair(width=128), "but its pair is"),
+    "unequal ranks": (
+        lambda: {**make_pair(4), KEY.format("B"): torch.ones(64, 3)},
+        "but its pair is",
+    ),
+    "integers": (lambda: {key: value.int() for key, value in make_pair().items()}, "type I32"),
+    "alpha of many": (
+        lambda: {**make_pair(), f"transformer.{LAYER}.alpha": torch.ones(3)},
+        "not a single number",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_has_no_place_is_refused_by_name(transformer: Any, tmp_path: Path, case: str) -> None:
+    """The message says which file, and what about it."""
+    make, told = BAD[case]
+    path = tmp_path / "bad.safetensors"
+    save_file(make(), path)
+    with pytest.raises(LoraError, match=told) as caught:
+        read_lora(path, transformer)
+    assert str(path) in str(caught.value)
+
+
+class _Evil:
+    """Would write a file if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_not_opened(transformer: Any, tmp_path: Path) -> None:
+    """Whatever it is called."""
+    path, written = tmp_path / "lora.safetensors", tmp_path / "written"
+    path.write_bytes(pickle.dumps(_Evil(written)))
+    with pytest.raises(LoraError, match="safetensors file"):
+        read_lora(path, transformer)
+    assert not written.exists()
+
+
+def test_a_file_that_is_not_whole_is_refused(transformer: Any, turbo: Path, tmp_path: Path) -> None:
+    """Cut short anywhere, too long, missing, or with a header of impossible size."""
+    whole, path = turbo.read_bytes(), tmp_path / "part.safetensors"
+    for data in (
+        *(whole[:size] for size in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1)),
+        whole + b"more",
+        struct.pack("<Q", 2**63) + whole[8:],
+    ):
+        path.write_bytes(data)
+        with pytest.raises(LoraError):
+            read_lora(path, transformer)
+    with pytest.raises(LoraError, match="cannot be read"):
+        read_lora(tmp_path / "missing.safetensors", transformer)
+
+
+def test_a_damaged_header_is_refused_or_harmless(transformer: Any, tmp_path: Path) -> None:
+    """Flipped bits of a header give one kind of error, or a LoRA that fits."""
+    path = tmp_path / "lora.safetensors"
+    save_file(make_pair(), path)
+    whole = path.read_bytes()
+    (header_bytes,) = struct.unpack("<Q", whole[:8])
+    assert json.loads(whole[8 : 8 + header_bytes])
+    source, refused = random.Random(0), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[source.randrange(8 + header_bytes)] ^= 1 << source.randrange(8)
+        path.write_bytes(data)
+        try:
+            lora = read_lora(path, transformer)
+        except LoraError:
+            refused += 1
+        else:
+            assert lora.pairs.keys() == {LAYER}
+    assert refused > 250
+
+
+def test_the_demonstration_checkpoint_s_lora_fits(demonstration: Flux2) -> None:
+    """The flash endpoints of what is served by default have theirs."""
+    from pipelines.demonstration import DEMO_CHECKPOINT
+
+    path = DEMO_CHECKPOINT / TURBO_LORA_PATH
+    lora = read_lora(path, demonstration._pipe.transformer)
+    assert 2 * len(lora.pairs) == len(load_file(path))

@@ -1,0 +1,466 @@
+"""Eight-bit layers against plain arithmetic, trees of them, and sets of them on disk."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import Flux2Transformer2DModel
+from torch import Tensor, nn
+
+from pipelines.demonstration import DEMO_CHECKPOINT
+from pipelines.errors import ModelNotFoundError
+from pipelines.quantisation import (
+    LAYERS,
+    MANIFEST_NAME,
+    QuantisedLinear,
+    choose_fast_precision,
+    fastest_of,
+    fingerprint,
+    load_quantised,
+    quantise_blocks,
+    save_quantised,
+)
+from pipelines.types import Precision
+from pipelines.variants import find_block_linears
+
+CPU = torch.device("cpu")
+BOTH = pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+
+ROUND: dict[Precision, tuple[float, Callable[[Tensor], Tensor]]] = {
+    Precision.FP8: (448.0, lambda values: values.to(torch.float8_e4m3fn).double()),
+    Precision.INT8: (127.0, lambda values: values.round().double()),
+}
+LAYER_ERROR = {Precision.FP8: 0.05, Precision.INT8: 0.015}
+"""Bounds of the relative error of a layer's output. Uniform rounding inside a binade with 3 bits of
+mantissa is off by 2.6 % rms, of the weights and of the input: 3.7 % together. 127 steps up to the
+largest of some hundred normal values, at about three deviations, make 0.7 % each."""
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Draw normal values in float32."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_linear(width: int = 192, height: int = 128) -> nn.Linear:
+    """Make a layer without bias, of rows that differ in size."""
+    linear = nn.Linear(width, height, bias=False).requires_grad_(requires_grad=False)
+    linear.weight.copy_(draw(height, width, seed=1) * torch.logspace(-3, 1, height)[:, None])
+    return linear
+
+
+def make_layer(precision: Precision) -> QuantisedLinear:
+    """Quantise that layer."""
+    return LAYERS[precision](make_linear())
+
+
+def compute_plainly(precision: Precision, x: Tensor, weight: Tensor) -> Tensor:
+    """Do what the layer should do, value by value and in double precision."""
+    limit, to_eight_bits = ROUND[precision]
+    rows = torch.zeros(len(x), len(weight), dtype=torch.float64)
+    for i, token in enumerate(x):
+        for j, row in enumerate(weight):
+            a, b = token.abs().max() / limit, row.abs().max() / limit
+            rows[i, j] = to_eight_bits(token / a) @ to_eight_bits(row / b) * a.double() * b.double()
+    return rows
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Return the length of the difference over that of what was expected."""
+    difference = torch.linalg.vector_norm(result.double() - expected.double())
+    return float(difference / torch.linalg.vector_norm(expected.double()))
+
+
+@BOTH
+def test_a_layer_computes_what_plain_arithmetic_gives(precision: Precision) -> None:
+    """In float32 nothing is lost but by the rounding to eight bits: not by sums, nor by scales."""
+    linear, x = make_linear(32, 16), draw(5, 32)
+    result = LAYERS[precision](linear)(x)
+    expected = compute_plainly(precision, x, linear.weight)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("tokens", [1, 16, 17, 300])
+def test_the_error_is_that_of_eight_bits(precision: Precision, tokens: int) -> None:
+    """For each row of the weights the layer is as near to the original as its numbers allow."""
+    linear, x = make_linear(), draw(tokens, 192)
+    sizes = linear.weight.norm(dim=1)
+    result, expected = make_layer(precision)(x) / sizes, linear(x) / sizes
+    assert relative_error(result, expected) < LAYER_ERROR[precision]
+    if tokens == 300:  # of one token a row's result may be near zero by chance
+        for row in range(128):
+            assert relative_error(result[:, row], expected[:, row]) < LAYER_ERROR[precision]
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_comes_back_as_it_went_in(precision: Precision, dtype: torch.dtype) -> None:
+    """The result has the input's type and shape, and is the exact one rounded but for single ulps.
+
+    In bfloat16 the fp8 layer runs the kernel that CUDA has too, which sums in float32.
+    """
+    layer, x = make_layer(precision), draw(2, 20, 192).to(dtype)
+    result, exact = layer(x), layer(x.float())
+    assert result.dtype == dtype
+    assert result.shape == (2, 20, 128)
+    torch.testing.assert_close(result.float(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_knows_nothing_of_the_others(precision: Precision, dtype: torch.dtype) -> None:
+    """Whatever stands beside it, huge values too, a token's result is the same bit for bit."""
+    layer, x = make_layer(precision), draw(60, 192).to(dtype)
+    alone, together = layer(x[:1]), layer(x)
+    assert torch.equal(alone, together[:1])
+    assert torch.equal(layer(x[7:30]), together[7:30])
+    x[1:] *= 1e6
+    assert torch.equal(layer(x)[:1], alone)
+    assert torch.equal(layer(x), layer(x))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_at_the_ends_of_the_range(precision: Precision, dtype: torch.dtype) -> None:
+    """Zeros give zeros, huge and tiny values what they should; no NaN comes of any."""
+    layer, x = make_layer(precision), draw(4, 192).to(dtype)
+    expected = layer(x[1:])
+    scale = torch.tensor([0.0, 2.0**100, 2.0**-100, 1.0], dtype=dtype)[:, None]
+    result = layer(x * scale)
+    assert torch.equal(result[0], torch.zeros(128, dtype=dtype))
+    torch.testing.assert_close(result[1:] / scale[1:], expected, rtol=1e-6, atol=0)
+
+
+@BOTH
+def test_denormal_rows_and_no_rows(precision: Precision) -> None:
+    """Values too small for a scale of their own are rounded to zero or near; no tokens give none.
+
+    Weights of zeros give zeros.
+    """
+    layer = make_layer(precision)
+    assert layer(torch.full((1, 192), 1e-44)).abs().max() < 1e-38
+    assert layer(torch.zeros(0, 192)).shape == (0, 128)
+    linear = make_linear()
+    nn.init.zeros_(linear.weight)
+    assert torch.equal(LAYERS[precision](linear)(draw(3, 192)), torch.zeros(3, 128))
+
+
+@BOTH
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_hidden(precision: Precision, value: float) -> None:
+    """Rounding to eight bits turns no overflow of an earlier layer into a plausible number."""
+    x = draw(2, 192)
+    x[0, 5] = value
+    result = make_layer(precision)(x)
+    assert not result[0].isfinite().any()
+    assert result[1].isfinite().all()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "linear", [nn.Linear(32, 32), nn.Linear(24, 32, bias=False), nn.Linear(32, 24, bias=False)]
+)
+def test_layers_that_do_not_fit_are_refused(precision: Precision, linear: nn.Linear) -> None:
+    """A bias would be lost, and some widths no kernel takes: that is told when the layer is made.
+
+    FLUX.2 has neither.
+    """
+    with pytest.raises(ValueError, match="has a bias, or a width not divisible by 16"):
+        LAYERS[precision](linear)
+
+
+@BOTH
+def test_a_layer_can_be_traced_as_one_graph_for_all_sizes(precision: Precision) -> None:
+    """`fullgraph` raises at a graph break, such as one at a look of the host at a value."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def note_graph(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    layer, x = make_layer(precision), draw(300, 192)
+    traced = torch.compile(layer, fullgraph=True, dynamic=True, backend=note_graph)
+    for tokens in (300, 40, 17):
+        batch = x[:tokens].clone()
+        assert torch.equal(traced(batch), layer(batch))
+    assert len(graphs) == 1
+
+
+@BOTH
+def test_a_layer_can_be_compiled(precision: Precision) -> None:
+    """Its operators have all that a compiler needs to know of them: shapes, strides, types."""
+    torch._dynamo.reset()
+    layer, x = make_layer(precision), draw(40, 192).to(torch.bfloat16)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+
+
+@pytest.fixture(scope="module")
+def original(demo_model: Path) -> Any:
+    """Return the tiny checkpoint's transformer."""
+    return Flux2Transformer2DModel.from_pretrained(demo_model / "transformer")
+
+
+@torch.no_grad()
+def run(transformer: Any) -> Tensor:
+    """Compute one step on 24 image and 9 text tokens."""
+    config = transformer.config
+    velocity: Tensor = transformer(
+        hidden_states=draw(1, 24, config.in_channels).to(transformer.dtype),
+        encoder_hidden_states=draw(1, 9, config.joint_attention_dim, seed=2).to(transformer.dtype),
+        timestep=torch.tensor([0.7]),
+        img_ids=torch.arange(96).reshape(1, 24, 4) % 7,
+        txt_ids=torch.arange(36).reshape(1, 9, 4) % 5,
+        guidance=torch.tensor([2.5]),
+        return_dict=False,
+    )[0]
+    return velocity
+
+
+@BOTH
+def test_only_the_blocks_are_quantised(original: Any, precision: Precision) -> None:
+    """The original keeps every bit; all that is no linear layer of a block is the same object."""
+    before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
+    layers = find_block_linears(original)
+    quantised = quantise_blocks(original, precision)
+    assert {
+        name for name, module in quantised.named_modules() if isinstance(module, QuantisedLinear)
+    } == layers.keys()
+    assert not find_block_linears(quantised)
+    assert find_block_linears(original) == layers
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    theirs = dict(quantised.named_parameters())
+    for name, parameter in original.named_parameters():
+        if name.removesuffix(".weight") not in layers:
+            assert theirs[name] is parameter
+    assert quantised.x_embedder is original.x_embedder
+    assert quantised.transformer_blocks[0].norm1 is original.transformer_blocks[0].norm1
+
+
+@BOTH
+def test_a_quantised_transformer_computes_nearly_the_same(precision: Precision) -> None:
+    """In a trained transformer the error is about that of one layer, after six blocks too.
+
+    Not so in the tiny one: its random blocks magnify bfloat16's rounding to 34 % already.
+    """
+    trained = Flux2Transformer2DModel.from_pretrained(DEMO_CHECKPOINT / "transformer")
+    error = relative_error(run(quantise_blocks(trained, precision)), run(trained))
+    assert 0 < error < 2 * LAYER_ERROR[precision]
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
+def test_other_precisions_are_refused(original: Any, precision: Precision) -> None:
+    """Only eight bits are a matter of this module."""
+    with pytest.raises(ValueError, match=f"cannot be quantised to {precision}"):
+        quantise_blocks(original, precision)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        (None, None),  # a CPU
+        ((7, 5), None),  # T4
+        ((8, 0), Precision.INT8),  # A100
+        ((8, 6), Precision.INT8),  # A40
+        ((8, 9), Precision.FP8),  # L40S
+        ((9, 0), Precision.FP8),  # H100
+        ((10, 0), Precision.FP8),  # B200
+        ((12, 0), Precision.FP8),  # RTX 5090
+    ],
+)
+def test_the_choice_by_capability(
+    capability: tuple[int, int] | None, expected: Precision | None
+) -> None:
+    """Each card gets the best that its tensor cores multiply, and older ones nothing."""
+    assert fastest_of(capability) == expected
+
+
+def test_the_choice_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA device is asked for its own capability; the CPU keeps the checkpoint's precision."""
+    capabilities = {0: (8, 0), 1: (9, 0)}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
+    )
+    assert choose_fast_precision(CPU) is None
+    assert choose_fast_precision(torch.device("cuda:0")) is Precision.INT8
+    assert choose_fast_precision(torch.device("cuda:1")) is Precision.FP8
+
+
+@pytest.fixture(scope="module")
+def kept(original: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an fp8 set of several files."""
+    folder = tmp_path_factory.mktemp("sets") / "models" / "fp8"
+    quantised = quantise_blocks(original, Precision.FP8)
+    save_quantised(quantised, folder, source="abc", shards="100KB")
+    return folder
+
+
+@pytest.fixture
+def damaged(kept: Path, tmp_path: Path) -> Path:
+    """Return a copy of that set that a test may damage."""
+    return shutil.copytree(kept, tmp_path / "set")
+
+
+def assert_same_tensors(loaded: Any, saved: Any) -> None:
+    """Compare all tensors, with their types, bit for bit."""
+    theirs = loaded.state_dict()
+    assert theirs.keys() == saved.state_dict().keys()
+    for name, tensor in saved.state_dict().items():
+        assert theirs[name].dtype == tensor.dtype
+        assert torch.equal(theirs[name].view(torch.uint8), tensor.view(torch.uint8))
+
+
+def copy_into_memory(transformer: Any) -> Any:
+    """Move the tensors out of their files: where one begins decides how the CPU's BLAS sums.
+
+    That is seen in the last bits of a float32 result; the tensors are the same.
+    """
+    tensors = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    transformer.load_state_dict(tensors, assign=True)
+    return transformer
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_loaded_is_what_was_saved(
+    demo_model: Path, tmp_path: Path, precision: Precision, dtype: torch.dtype
+) -> None:
+    """Every tensor comes back with its bits and type, and so do the results; no tensor is empty."""
+    model = Flux2Transformer2DModel.from_pretrained(demo_model / "transformer", dtype=dtype)
+    saved = quantise_blocks(copy_into_memory(model), precision)
+    save_quantised(saved, tmp_path / "set", source="abc")
+    loaded = load_quantised(tmp_path / "set", precision, CPU, source="abc")
+    assert_same_tensors(loaded, saved)
+    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+    assert loaded.dtype == dtype
+    for name, value in saved.config.items():
+        assert name == "_name_or_path" or loaded.config[name] == value
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(run(copy_into_memory(loaded)), run(saved))
+
+
+def test_a_set_in_several_files(original: Any, kept: Path) -> None:
+    """It has the usual layout with an index, and any user can read it."""
+    index = json.loads((kept / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    shards = sorted(path.name for path in kept.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert sorted(set(index["weight_map"].values())) == shards
+    assert {path.stat().st_mode & 0o777 for path in kept.iterdir()} == {0o644}
+    loaded = load_quantised(kept, Precision.FP8, CPU, source="abc")
+    assert_same_tensors(loaded, quantise_blocks(original, Precision.FP8))
+
+
+def test_what_is_missing_or_cut_short_is_named(damaged: Path) -> None:
+    """Every file that is not whole gets a line, before a tensor is read."""
+    first, second, *_ = sorted(damaged.glob("*.safetensors"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1])
+    (damaged / "config.json").unlink()
+    with pytest.raises(ModelNotFoundError) as caught:
+        load_quantised(damaged, Precision.FP8, CPU)
+    assert sorted(str(caught.value).splitlines()) == sorted(
+        [
+            f"{damaged / 'config.json'}: missing",
+            f"{first}: missing",
+            f"{second}: not of its size",
+        ]
+    )
+
+
+def test_a_stale_set_is_not_loaded(damaged: Path) -> None:
+    """A set of other weights, another precision or an older version is told by name."""
+    with pytest.raises(ModelNotFoundError, match="stale, its source is abc instead of xyz"):
+        load_quantised(damaged, Precision.FP8, CPU, source="xyz")
+    with pytest.raises(ModelNotFoundError, match="stale, its precision is fp8 instead of int8"):
+        load_quantised(damaged, Precision.INT8, CPU)
+    path = damaged / MANIFEST_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
+    with pytest.raises(ModelNotFoundError, match="stale, its format is 0 instead of 1"):
+        load_quantised(damaged, Precision.FP8, CPU)
+
+
+def test_no_set_is_told_from_a_damaged_one(damaged: Path, tmp_path: Path) -> None:
+    """Without a manifest that can be read there is no set, and the manifest is named."""
+    with pytest.raises(ModelNotFoundError, match="nowhere/quantised.json: missing or damaged"):
+        load_quantised(tmp_path / "nowhere", Precision.FP8, CPU)
+    (damaged / MANIFEST_NAME).write_text('{"format": 1, "prec')
+    with pytest.raises(ModelNotFoundError, match="set/quantised.json: missing or damaged"):
+        load_quantised(damaged, Precision.FP8, CPU)
+
+
+def test_only_a_quantised_transformer_is_saved(original: Any, tmp_path: Path) -> None:
+    """Anything else would not be found out before it is loaded."""
+    with pytest.raises(ValueError, match="quantise_blocks"):
+        save_quantised(original, tmp_path / "set", source="abc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(original: Any, tmp_path: Path) -> None:
+    """A folder with something in it is left as it is, and another writer is not disturbed."""
+    quantised = quantise_blocks(original, Precision.INT8)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").touch()
+    with pytest.raises(FileExistsError, match="full is not empty"):
+        save_quantised(quantised, tmp_path / "full", source="abc")
+    partial = tmp_path / "set.partial"
+    partial.mkdir()
+    (partial / "half.safetensors").touch()
+    writer = os.open(partial, os.O_RDONLY)
+    fcntl.flock(writer, fcntl.LOCK_SH)
+    with pytest.raises(BlockingIOError):
+        save_quantised(quantised, tmp_path / "set", source="abc")
+    assert (partial / "half.safetensors").exists()
+    os.close(writer)  # as a writer's end does
+    save_quantised(quantised, tmp_path / "set", source="abc")
+    assert not partial.exists()
+    assert not (tmp_path / "set" / "half.safetensors").exists()
+
+
+def test_a_set_appears_whole_or_not_at_all(
+    original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk leaves no folder that could be taken for a set, and the next try works."""
+    quantised = quantise_blocks(original, Precision.INT8)
+
+    def fail(_folder: Path, **_options: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(quantised, "save_pretrained", fail)
+        with pytest.raises(OSError, match="no space left"):
+            save_quantised(quantised, tmp_path / "set", source="abc")
+    assert not (tmp_path / "set").exists()
+    save_quantised(quantised, tmp_path / "set", source="abc")
+    load_quantised(tmp_path / "set", Precision.INT8, CPU, source="abc")
+
+
+def test_a_fingerprint_tells_weights_apart(demo_model: Path, tmp_path: Path) -> None:
+    """It is the same for a copy, and another for other names, sizes, or values of the same size."""
+    folder = tmp_path / "copy"
+    shutil.copytree(demo_model / "transformer", folder)
+    first = fingerprint(folder)
+    assert fingerprint(demo_model / "transformer") == first
+    path = folder / "diffusion_pytorch_model.safetensors"
+    content = path.read_bytes()
+    finetuned = bytearray(content)
+    finetuned[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    seen = {first}
+    for changed in (bytes(finetuned), content + b"\0"):
+        path.write_bytes(changed)
+        seen.add(fingerprint(folder))
+    path.write_bytes(content)
+    path.rename(folder / "model.safetensors")
+    seen.add(fingerprint(folder))
+    assert len(seen) == 4
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match="no safetensors files"):
+        fingerprint(folder)
