@@ -1,9 +1,5 @@
-"""Eight-bit layers against plain arithmetic, trees of them, and sets of them on disk."""
+"""Eight-bit layers against plain arithmetic, and trees of them."""
 
-import fcntl
-import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +10,12 @@ from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
 from pipelines.demonstration import DEMO_CHECKPOINT
-from pipelines.errors import ModelNotFoundError
 from pipelines.quantisation import (
     LAYERS,
-    MANIFEST_NAME,
     QuantisedLinear,
     choose_fast_precision,
     fastest_of,
-    fingerprint,
-    load_quantised,
     quantise_blocks,
-    save_quantised,
 )
 from pipelines.types import Precision
 from pipelines.variants import find_block_linears
@@ -293,174 +284,3 @@ def test_the_choice_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_fast_precision(CPU) is None
     assert choose_fast_precision(torch.device("cuda:0")) is Precision.INT8
     assert choose_fast_precision(torch.device("cuda:1")) is Precision.FP8
-
-
-@pytest.fixture(scope="module")
-def kept(original: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an fp8 set of several files."""
-    folder = tmp_path_factory.mktemp("sets") / "models" / "fp8"
-    quantised = quantise_blocks(original, Precision.FP8)
-    save_quantised(quantised, folder, source="abc", shards="100KB")
-    return folder
-
-
-@pytest.fixture
-def damaged(kept: Path, tmp_path: Path) -> Path:
-    """Return a copy of that set that a test may damage."""
-    return shutil.copytree(kept, tmp_path / "set")
-
-
-def assert_same_tensors(loaded: Any, saved: Any) -> None:
-    """Compare all tensors, with their types, bit for bit."""
-    theirs = loaded.state_dict()
-    assert theirs.keys() == saved.state_dict().keys()
-    for name, tensor in saved.state_dict().items():
-        assert theirs[name].dtype == tensor.dtype
-        assert torch.equal(theirs[name].view(torch.uint8), tensor.view(torch.uint8))
-
-
-def copy_into_memory(transformer: Any) -> Any:
-    """Move the tensors out of their files: where one begins decides how the CPU's BLAS sums.
-
-    That is seen in the last bits of a float32 result; the tensors are the same.
-    """
-    tensors = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
-    transformer.load_state_dict(tensors, assign=True)
-    return transformer
-
-
-@BOTH
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_loaded_is_what_was_saved(
-    demo_model: Path, tmp_path: Path, precision: Precision, dtype: torch.dtype
-) -> None:
-    """Every tensor comes back with its bits and type, and so do the results; no tensor is empty."""
-    model = Flux2Transformer2DModel.from_pretrained(demo_model / "transformer", dtype=dtype)
-    saved = quantise_blocks(copy_into_memory(model), precision)
-    save_quantised(saved, tmp_path / "set", source="abc")
-    loaded = load_quantised(tmp_path / "set", precision, CPU, source="abc")
-    assert_same_tensors(loaded, saved)
-    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
-    assert loaded.dtype == dtype
-    for name, value in saved.config.items():
-        assert name == "_name_or_path" or loaded.config[name] == value
-    assert not any(module.training for module in loaded.modules())
-    assert torch.equal(run(copy_into_memory(loaded)), run(saved))
-
-
-def test_a_set_in_several_files(original: Any, kept: Path) -> None:
-    """It has the usual layout with an index, and any user can read it."""
-    index = json.loads((kept / "diffusion_pytorch_model.safetensors.index.json").read_text())
-    shards = sorted(path.name for path in kept.glob("*.safetensors"))
-    assert len(shards) > 2
-    assert sorted(set(index["weight_map"].values())) == shards
-    assert {path.stat().st_mode & 0o777 for path in kept.iterdir()} == {0o644}
-    loaded = load_quantised(kept, Precision.FP8, CPU, source="abc")
-    assert_same_tensors(loaded, quantise_blocks(original, Precision.FP8))
-
-
-def test_what_is_missing_or_cut_short_is_named(damaged: Path) -> None:
-    """Every file that is not whole gets a line, before a tensor is read."""
-    first, second, *_ = sorted(damaged.glob("*.safetensors"))
-    first.unlink()
-    second.write_bytes(second.read_bytes()[:-1])
-    (damaged / "config.json").unlink()
-    with pytest.raises(ModelNotFoundError) as caught:
-        load_quantised(damaged, Precision.FP8, CPU)
-    assert sorted(str(caught.value).splitlines()) == sorted(
-        [
-            f"{damaged / 'config.json'}: missing",
-            f"{first}: missing",
-            f"{second}: not of its size",
-        ]
-    )
-
-
-def test_a_stale_set_is_not_loaded(damaged: Path) -> None:
-    """A set of other weights, another precision or an older version is told by name."""
-    with pytest.raises(ModelNotFoundError, match="stale, its source is abc instead of xyz"):
-        load_quantised(damaged, Precision.FP8, CPU, source="xyz")
-    with pytest.raises(ModelNotFoundError, match="stale, its precision is fp8 instead of int8"):
-        load_quantised(damaged, Precision.INT8, CPU)
-    path = damaged / MANIFEST_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
-    with pytest.raises(ModelNotFoundError, match="stale, its format is 0 instead of 1"):
-        load_quantised(damaged, Precision.FP8, CPU)
-
-
-def test_no_set_is_told_from_a_damaged_one(damaged: Path, tmp_path: Path) -> None:
-    """Without a manifest that can be read there is no set, and the manifest is named."""
-    with pytest.raises(ModelNotFoundError, match="nowhere/quantised.json: missing or damaged"):
-        load_quantised(tmp_path / "nowhere", Precision.FP8, CPU)
-    (damaged / MANIFEST_NAME).write_text('{"format": 1, "prec')
-    with pytest.raises(ModelNotFoundError, match="set/quantised.json: missing or damaged"):
-        load_quantised(damaged, Precision.FP8, CPU)
-
-
-def test_only_a_quantised_transformer_is_saved(original: Any, tmp_path: Path) -> None:
-    """Anything else would not be found out before it is loaded."""
-    with pytest.raises(ValueError, match="quantise_blocks"):
-        save_quantised(original, tmp_path / "set", source="abc")
-    assert not list(tmp_path.iterdir())
-
-
-def test_nothing_is_overwritten(original: Any, tmp_path: Path) -> None:
-    """A folder with something in it is left as it is, and another writer is not disturbed."""
-    quantised = quantise_blocks(original, Precision.INT8)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "letter.txt").touch()
-    with pytest.raises(FileExistsError, match="full is not empty"):
-        save_quantised(quantised, tmp_path / "full", source="abc")
-    partial = tmp_path / "set.partial"
-    partial.mkdir()
-    (partial / "half.safetensors").touch()
-    writer = os.open(partial, os.O_RDONLY)
-    fcntl.flock(writer, fcntl.LOCK_SH)
-    with pytest.raises(BlockingIOError):
-        save_quantised(quantised, tmp_path / "set", source="abc")
-    assert (partial / "half.safetensors").exists()
-    os.close(writer)  # as a writer's end does
-    save_quantised(quantised, tmp_path / "set", source="abc")
-    assert not partial.exists()
-    assert not (tmp_path / "set" / "half.safetensors").exists()
-
-
-def test_a_set_appears_whole_or_not_at_all(
-    original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk leaves no folder that could be taken for a set, and the next try works."""
-    quantised = quantise_blocks(original, Precision.INT8)
-
-    def fail(_folder: Path, **_options: Any) -> None:
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(quantised, "save_pretrained", fail)
-        with pytest.raises(OSError, match="no space left"):
-            save_quantised(quantised, tmp_path / "set", source="abc")
-    assert not (tmp_path / "set").exists()
-    save_quantised(quantised, tmp_path / "set", source="abc")
-    load_quantised(tmp_path / "set", Precision.INT8, CPU, source="abc")
-
-
-def test_a_fingerprint_tells_weights_apart(demo_model: Path, tmp_path: Path) -> None:
-    """It is the same for a copy, and another for other names, sizes, or values of the same size."""
-    folder = tmp_path / "copy"
-    shutil.copytree(demo_model / "transformer", folder)
-    first = fingerprint(folder)
-    assert fingerprint(demo_model / "transformer") == first
-    path = folder / "diffusion_pytorch_model.safetensors"
-    content = path.read_bytes()
-    finetuned = bytearray(content)
-    finetuned[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
-    seen = {first}
-    for changed in (bytes(finetuned), content + b"\0"):
-        path.write_bytes(changed)
-        seen.add(fingerprint(folder))
-    path.write_bytes(content)
-    path.rename(folder / "model.safetensors")
-    seen.add(fingerprint(folder))
-    assert len(seen) == 4
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFoundError, match="no safetensors files"):
-        fingerprint(folder)
