@@ -104,6 +104,12 @@ class LoraLinear(nn.Module):
         self.register_buffer("down", pair.down.to(weight.device, dtype))
         self.register_buffer("up", pair.up.to(weight.device, dtype))
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base's own weight: those who ask a layer for its type or device ask this."""
+        weight: torch.Tensor = self.base.weight
+        return weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
         linear = nn.functional.linear

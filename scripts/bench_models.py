@@ -3,8 +3,10 @@
 What a step costs depends on shapes alone, so the full-size one costs what the real weights do.
 """
 
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from pipelines.compat import declare_torchvision_operators
@@ -16,6 +18,7 @@ import diffusers  # noqa: E402
 import transformers  # noqa: E402
 
 from pipelines.demonstration import DEMO_CHECKPOINT  # noqa: E402
+from pipelines.tools.demo_model import TURBO_LORA_KEY, turbo_lora_layers  # noqa: E402
 from pipelines.tools.model_parts import (  # noqa: E402
     SPECIAL_TOKENS,
     build_encoder_config,
@@ -130,3 +133,17 @@ def _randomise(model: Any, device: torch.device, dtype: torch.dtype, seed: int) 
         else:
             parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=random)
     return model
+
+
+@torch.no_grad()
+def write_lora(transformer: Any, path: Path, rank: int) -> Path:
+    """Write a LoRA of equal numbers in the layout of fal's Turbo file; returns its path."""
+    tensors = {}
+    for name, layer in turbo_lora_layers(transformer).items():
+        shapes = {"A": (rank, layer.in_features), "B": (layer.out_features, rank)}
+        for side, shape in shapes.items():
+            key = TURBO_LORA_KEY.format(layer=name, side=side)
+            tensors[key] = torch.full(shape, 1e-4, dtype=torch.bfloat16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(tensors, path)
+    return path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench_models import build_pipe
+from bench_models import build_pipe, write_lora
 from PIL import Image
 
 from pipelines.assembly import assemble
@@ -20,8 +20,6 @@ from pipelines.types import (
 )
 from pipelines.variants import BLOCK_LISTS, derive
 
-NO_LORA = Path("no-lora")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -33,6 +31,18 @@ class Case:
     steps: int = 28
     references: int = 0
     flash: bool = False
+
+    @property
+    def settings(self) -> GenerationSettings:
+        """The same, as a pipeline takes it."""
+        return GenerationSettings(
+            width=self.width,
+            height=self.height,
+            num_inference_steps=self.steps,
+            guidance_scale=2.5,
+            acceleration=self.level,
+            flash=self.flash,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +65,15 @@ class Rig:
         device: torch.device,
         dtype: torch.dtype,
         folder: Path,
-        lora: Path = NO_LORA,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.device = device
         self._folder = folder
-        self._lora = lora
-        self._count = 0
         self.pipe = build_pipe(scale, device, dtype)
-        self.ours = self.make_pipeline(compiled=False)
+        rank = 256 if scale == "full" else 4
+        self._lora = write_lora(self.pipe.transformer, folder / "lora.safetensors", rank)
+        self.ours = self.make_pipeline(compiled=compiled)
 
     def make_pipeline(self, *, compiled: bool) -> Flux2:
         """Make ours over the same weights; compiling leaves diffusers' and the other ones alone."""
@@ -84,14 +95,7 @@ class Rig:
             prompt=_prompt(case, number),
             seed=number,
             num_images=1,
-            settings=GenerationSettings(
-                width=case.width,
-                height=case.height,
-                num_inference_steps=case.steps,
-                guidance_scale=2.5,
-                acceleration=case.level,
-                flash=case.flash,
-            ),
+            settings=case.settings,
             reference_images=tuple(self._references(case, number)),
         )
         started = self._now()

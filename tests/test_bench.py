@@ -49,6 +49,53 @@ def test_it_measures_and_reports(demo_model: Path, tmp_path: Path) -> None:
     assert report.read_bytes() == before
 
 
+def test_it_measures_the_pipeline_beside_plain_diffusers() -> None:
+    """On the tiny model; pictures are equal, and every ratio is told whatever it is."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "scripts/bench_cpu.py", "--no-append"),
+            *("--model", "tiny", "--pairs", "1", "--steps", "12"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    for row in (
+        *(
+            rf"\| {name} \| [\d.]+x \([\d.]+ s / [\d.]+ s\) \| ≥ [\d.]+x \| \S+ \|"
+            for name in ("none", "none, 2 references", "none, compiled", "high")
+        ),
+        r"\| none, pictures equal to the bit \| 2 of 2 \| all \| held \|",
+        r"\| encoding saved in a repeated request \| [\d.]+% \(.*\) \| ≥ 95% \| held \|",
+    ):
+        assert re.search(f"^{row}$", done.stdout, re.MULTILINE), (row, done.stdout)
+
+
+def test_the_benchmark_of_cards_runs_dry() -> None:
+    """All of it but the card: each level has its row, and plain diffusers one for each kind."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "scripts/bench_gpu.py", "--no-append", "--no-compile"),
+            *("--model", "tiny", "--device", "cpu", "--sizes", "256x192"),
+            *("--references", "0", "1", "--repeats", "1", "--steps", "12"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a dry run and no figure" in done.stdout
+    for level in ("diffusers", "none", "regular", "high", "flash"):
+        for references in (0, 1):
+            row = rf"^\| 256x192 \| {references} \| {level}\b.*\|$"
+            assert re.search(row, done.stdout, re.MULTILINE), (row, done.stdout)
+
+
 def test_it_measures_the_memory_of_inputs(tmp_path: Path) -> None:
     """The images go through a real server, by data URI, and the gateway's memory is told."""
     done = subprocess.run(

@@ -35,7 +35,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def flux2(demo_model: Path) -> Iterator[Flux2]:
     """Return our pipeline over the tiny checkpoint, on the card in its default bfloat16."""
-    pipeline, description = load_pipeline(LoadOptions(model=demo_model))
+    pipeline, description = load_pipeline(LoadOptions(model=demo_model, compile="off"))
     assert description.endswith("in bfloat16")
     assert isinstance(pipeline, Flux2)
     yield pipeline

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pipelines.denoiser import Denoiser
 from pipelines.errors import LoraError
 from pipelines.flux2 import Flux2
 from pipelines.lora import LoraLinear, attach, fuse, read_lora
-from pipelines.types import TURBO_LORA_PATH
+from pipelines.quantisation import quantise_blocks
+from pipelines.types import TURBO_LORA_PATH, Precision
 
 LAYER = "transformer_blocks.0.attn.to_q"
 KEY = f"transformer.{LAYER}.lora_{{}}.weight"
@@ -77,6 +79,22 @@ def test_beside_the_weights_it_is_diffusers_own_to_the_bit(
     attached = attach(transformer, read_lora(turbo, transformer))
     assert torch.equal(call(attached, inputs), expected)
     assert torch.equal(call(transformer, inputs), before)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8])
+def test_it_goes_beside_eight_bit_weights_too(
+    transformer: Any, turbo: Path, inputs: dict[str, torch.Tensor], precision: Precision
+) -> None:
+    """As on a card with no room for more: what is quantised is shared, and what is added shows."""
+    eight = quantise_blocks(transformer, precision)
+    attached = attach(eight, read_lora(turbo, transformer))
+    before = call(eight, inputs)
+    with_lora = call(attached, inputs)
+    assert not torch.equal(with_lora, before)
+    assert torch.equal(call(eight, inputs), before)
+    own = {id(buffer) for name, buffer in eight.named_buffers() if name.endswith("weight")}
+    assert own <= {id(buffer) for buffer in attached.buffers()}
+    assert Denoiser(attached).dtype is torch.float32
 
 
 def test_fused_it_is_the_sum_rounded_once(
