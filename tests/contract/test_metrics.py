@@ -20,6 +20,9 @@ LABELS = {
     "stage": {"encode", "decode"},
     "result": {"delivered", "failed", "abandoned"},
     "worker": {"0"},
+    "acceleration": {"none", "regular", "high"},
+    "precision": {"float32", "bfloat16", "fp8", "int8"},
+    "flash": {"no", "yes"},
 }
 """Every label there is, and every value it may have."""
 
@@ -32,6 +35,7 @@ NAMES = {
     "flux2_stage_seconds",
     "flux2_step_seconds",
     "flux2_jobs",
+    "flux2_images",
     "flux2_cancelled",
     "flux2_webhook_attempts",
     "flux2_worker_up",
@@ -105,6 +109,8 @@ def test_a_life_in_numbers(box: Api) -> None:
     assert added("flux2_queue_wait_seconds_count") == 5
     assert added("flux2_stage_seconds_count", stage="decode") == 2
     assert added("flux2_step_seconds_count") >= 1
+    how = {"acceleration": "regular", "precision": "float32", "flash": "no"}
+    assert added("flux2_images_total", **how) == 2
     duration = "flux2_request_duration_seconds_count"
     assert added(duration, app=ENDPOINT, outcome="ok") == 2
     assert added(duration, app="fal-ai/flux-2-flex", outcome="invalid") == 1
