@@ -12,10 +12,12 @@ from pipelines.loading import load_pipeline
 from pipelines.types import GenerationRequest, LoadOptions
 from server.catalogue import find_endpoint
 from server.images import encode
+from server.telemetry import configure_logging
 
 
 def main() -> None:
     """Answer until the input ends."""
+    configure_logging("warning")  # on standard error: figures alone are on standard output
     pipeline, _ = load_pipeline(LoadOptions(model=Path(sys.argv[1]), device="cpu"))
     for line in sys.stdin:
         order = find_endpoint("fal-ai/flux-2").parse(json.loads(line))

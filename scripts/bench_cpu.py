@@ -18,6 +18,7 @@ from bench_report import Row, append, describe_machine, describe_versions, headi
 from bench_rig import Case, Rig, Run, median_ratio
 
 from pipelines.types import Acceleration
+from server.telemetry import configure_logging
 
 LEAST = {"none": 0.98, "none, compiled": 1.1, "high": 2.2, "none, 2 references": 1.0}
 LEAST_SAVED = 0.95
@@ -26,6 +27,7 @@ LEAST_SAVED = 0.95
 def main() -> int:
     """Measure, print, and append to the report; 1 when a target is missed."""
     options = parse_options()
+    configure_logging("warning")
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="bench-cpu-") as folder:
         rig = Rig(options.model, torch.device("cpu"), torch.float32, Path(folder))

@@ -25,6 +25,7 @@ from bench_rig import Case, Rig, Run
 from pipelines.flux2 import Flux2
 from pipelines.quantisation import Float8Linear
 from pipelines.types import Acceleration, Precision
+from server.telemetry import configure_logging
 
 TEXT_TOKENS = 512
 LEVELS = ("none", "regular", "high", "flash")
@@ -42,6 +43,7 @@ class Rates:
 def main() -> int:
     """Measure, print, and append to the report."""
     options = parse_options()
+    configure_logging("warning")
     load_before = os.getloadavg()[0]
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -38,6 +38,7 @@ from pipelines.types import (  # noqa: E402
     Precision,
 )
 from scripts.train_demo_model.heldout import load_held_out  # noqa: E402
+from server.telemetry import configure_logging  # noqa: E402
 
 SIDE, STEPS = 512, 28
 Draw = Callable[[str, int], Image.Image]
@@ -46,6 +47,7 @@ Draw = Callable[[str, int], Image.Image]
 def main() -> int:
     """Measure, print, and append to the report."""
     options = parse_options()
+    configure_logging("warning")
     load_before = os.getloadavg()[0]
     prompts = [entry.caption for entry in load_held_out().drawings[: options.prompts]]
     ways = make_ways()
