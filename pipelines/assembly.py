@@ -46,7 +46,7 @@ def assemble(transformer: Any, device: torch.device, options: LoadOptions) -> Tr
 
     fast_precision = _affordable_precision(transformer, device)
     fast = quantise_blocks(transformer, fast_precision) if fast_precision else None
-    flash, problem = _make_flash(transformer, fast, options)
+    flash, problem = _make_flash(transformer, fast, device, options)
     return Transformers(
         exact=make_tree(transformer, exact_precision),
         fast=make_tree(fast, fast_precision) if fast and fast_precision else None,
@@ -99,29 +99,40 @@ def _affordable_precision(transformer: Any, device: torch.device) -> Precision |
     precision = choose_fast_precision(device)
     if precision is None:
         return None
-    free_bytes, _ = torch.cuda.mem_get_info(device)
     parameters = sum(linear.weight.numel() for linear in find_block_linears(transformer).values())
-    if free_bytes - parameters < ROOM_BYTES:  # a byte for each
-        log.warning(
-            "no room for quantised blocks: every level computes as none does",
-            free_bytes=free_bytes,
-            wanted_bytes=parameters + ROOM_BYTES,
-        )
-        return None
-    return precision
+    if _has_room(device, parameters):  # a byte for each
+        return precision
+    log.warning("no room for quantised blocks: every level computes as none does")
+    return None
 
 
-def _make_flash(transformer: Any, fast: Any | None, options: LoadOptions) -> tuple[Any | None, str]:
+def _has_room(device: torch.device, wanted_bytes: int) -> bool:
+    """Whether a card keeps `ROOM_BYTES` free beside this; main memory is taken to be enough."""
+    if device.type != "cuda":
+        return True
+    torch.cuda.empty_cache()  # what torch only keeps for later is free
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    log.info("memory", free_bytes=free_bytes, wanted_bytes=wanted_bytes, room_bytes=ROOM_BYTES)
+    return free_bytes - wanted_bytes >= ROOM_BYTES
+
+
+def _make_flash(
+    transformer: Any, fast: Any | None, device: torch.device, options: LoadOptions
+) -> tuple[Any | None, str]:
     """Return the transformer with the flash LoRA in it, or None and why."""
+    # Callers are told the file's name alone; where it should lie is the operator's to know.
     path = options.flash_lora or options.model / TURBO_LORA_PATH
     if not path.is_file():
-        return None, f"this server has no flash LoRA: {path} is missing"
+        log.warning("no flash LoRA", path=str(path))
+        return None, f"This server has no flash LoRA: {path.name} is missing"
     try:
         lora = read_lora(path, transformer)
     except LoraError as error:
         log.error("the flash LoRA cannot be used", path=str(path), reason=str(error))
-        return None, str(error)
+        return None, f"This server's flash LoRA {path.name} cannot be used"
     log.info("flash LoRA", path=str(path), sha256=lora.sha256)
-    # Beside quantised blocks the pairs are kept apart: added to rounded weights they would be
-    # rounded away, and another copy of the blocks takes a third of a large card.
-    return (fuse(transformer, lora) if fast is None else attach(fast, lora)), ""
+    if fast is not None:
+        # Added to rounded weights the pairs would be rounded away.
+        return attach(fast, lora), ""
+    copied_bytes = sum(transformer.get_submodule(name).weight.nbytes for name in lora.pairs)
+    return (fuse if _has_room(device, copied_bytes) else attach)(transformer, lora), ""

@@ -68,8 +68,8 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
     pipe.set_progress_bar_config(disable=True)
     drop_unread_layers(pipe.text_encoder)
     description = f"{options.model.name} on {device} in {str(dtype).removeprefix('torch.')}"
-    transformers_ = assemble(pipe.transformer, device, options)
-    pipeline = Flux2(pipe, device, transformers_, cache_bytes=options.cache_bytes)
+    trees = assemble(pipe.transformer, device, options)
+    pipeline = Flux2(pipe, device, trees, cache_bytes=options.cache_bytes)
     pipeline.warm_up()
     return pipeline, description
 
