@@ -3,14 +3,16 @@
 A LoRA (https://arxiv.org/abs/2106.09685) adds `up @ down` to the weights of some linear layers.
 Only safetensors are read: a header of JSON and raw numbers, nothing that could run code
 (https://github.com/huggingface/safetensors#format). Keys are those of fal's Turbo file, which are
-diffusers' names of the layers.
+diffusers' names of the layers. diffusers' converters from other names are not used: kohya's leaves
+out keys that it does not know, BFL's takes `final_layer.adaLN_modulation.1` halves swapped.
 """
 
 import hashlib
 import json
+import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +30,13 @@ MOST_HEADER_BYTES = 100_000_000
 
 DTYPES = ("F32", "F16", "BF16")
 
+_SAVED_BY_DIFFUSERS = "lora_adapter_metadata"
+_NOT_AS_EXPECTED = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # types and shapes by key
+
 _KEY = re.compile(
-    r"(?:transformer\.)?(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|(?P<alpha>alpha))"
+    r"(?:transformer\.|diffusion_model\.)?(?P<layer>.+)\.(?:lora_(?P<side>[AB])\.weight|(?P<alpha>alpha))"
 )
 
 
@@ -58,21 +65,27 @@ def read_lora(path: Path, transformer: nn.Module) -> Lora:
     """
     try:
         with path.open("rb") as file:
-            shapes = _read_header(file, path)
-            layers = _check(shapes, transformer, path)
+            shapes, metadata = _read_header(file, path)
+            layers = _group(shapes, path)
+            _check(layers, shapes, transformer, path)
+            scale = _read_scale(metadata, path)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise LoraError(f"{path}: cannot be read: {error}") from error
-    return Lora({name: _make_pair(keys, tensors) for name, keys in layers.items()}, digest)
+    pairs = {name: _make_pair(keys, tensors, scale) for name, keys in layers.items()}
+    for name, pair in pairs.items():
+        if not math.isfinite(pair.factor):
+            raise LoraError(f"{path}: the alpha of {name} is not a finite number")
+    return Lora(pairs, digest)
 
 
 def fuse(transformer: Module, lora: Lora) -> Module:
     """Make a tree like `transformer` with the LoRA in new weights of the layers that it names.
 
-    The sum is made in float32 and rounded once, to the weight's type; diffusers' `fuse_lora` first
-    rounds what it adds to the type of the LoRA's file.
+    The sum is made in float32 and rounded once, to the weight's type. In float32 that is what
+    diffusers' `fuse_lora` gives; in bfloat16 it rounds what it adds before the sum, too.
     """
     return derive(transformer, {name: partial(_fuse, pair) for name, pair in lora.pairs.items()})
 
@@ -131,8 +144,8 @@ def _fuse(pair: Pair, linear: nn.Linear) -> nn.Linear:
     return fused
 
 
-def _read_header(file: BinaryIO, path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return types and shapes by key."""
+def _read_header(file: BinaryIO, path: Path) -> tuple[Shapes, Mapping[str, str]]:
+    """Return what the header says of the tensors, and its metadata."""
     size_bytes = file.seek(0, 2)
     file.seek(0)
     try:
@@ -140,23 +153,40 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, tuple[str, tuple[int, 
         if header_bytes > min(size_bytes - 8, MOST_HEADER_BYTES):
             raise LoraError(f"{path}: not a whole safetensors file")
         header = json.loads(file.read(header_bytes))
-        header.pop("__metadata__", None)
+        metadata = dict(header.pop("__metadata__", {}))
         shapes = {
             str(key): (str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
             for key, entry in header.items()
         }
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (struct.error, LookupError, *_NOT_AS_EXPECTED) as error:
         raise LoraError(f"{path}: not a safetensors file") from error
     if 8 + header_bytes + max(ends, default=0) != size_bytes:
         raise LoraError(f"{path}: cut short, or longer than its header says")
-    return shapes
+    return shapes, metadata
 
 
-def _check(
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]], transformer: nn.Module, path: Path
-) -> dict[str, dict[str, str]]:
-    """Return, for each layer, the keys of its A, its B, and its alpha if there is one."""
+def _read_scale(metadata: Mapping[str, str], path: Path) -> Callable[[int], float]:
+    """Return what pairs of a rank are multiplied by, as diffusers reads it from what it saved.
+
+    Without such metadata nothing: a pair is added as it is.
+    """
+    if _SAVED_BY_DIFFUSERS not in metadata:
+        return lambda _rank: 1.0
+    try:
+        config = json.loads(metadata[_SAVED_BY_DIFFUSERS])
+        alpha = float(config.get("transformer.lora_alpha", 8))  # peft's default
+        for name in ("alpha_pattern", "use_dora"):
+            if config.get(f"transformer.{name}"):
+                raise LoraError(f"{path}: {name} in its metadata is not understood")
+    except _NOT_AS_EXPECTED as error:
+        raise LoraError(f"{path}: its {_SAVED_BY_DIFFUSERS} is not understood") from error
+    stabilised = config.get("transformer.use_rslora")
+    return lambda rank: alpha / (math.sqrt(rank) if stabilised else rank)
+
+
+def _group(shapes: Shapes, path: Path) -> dict[str, dict[str, str]]:
+    """Return, for each layer, the keys of its A, its B, and its alpha, as far as there are any."""
     layers: dict[str, dict[str, str]] = {}
     for key, (dtype, _) in shapes.items():
         found = _KEY.fullmatch(key)
@@ -164,9 +194,18 @@ def _check(
             raise LoraError(f"{path}: {key} is not a name of this kind of LoRA")
         if dtype not in DTYPES:
             raise LoraError(f"{path}: {key} is of type {dtype}, not {', '.join(DTYPES)}")
-        layers.setdefault(found["layer"], {})[found["side"] or "alpha"] = key
+        keys, part = layers.setdefault(found["layer"], {}), found["side"] or "alpha"
+        if part in keys:
+            raise LoraError(f"{path}: {key} and {keys[part]} are the same")
+        keys[part] = key
     if not layers:
         raise LoraError(f"{path}: there is nothing in it")
+    return layers
+
+
+def _check(
+    layers: Mapping[str, Mapping[str, str]], shapes: Shapes, transformer: nn.Module, path: Path
+) -> None:
     known = dict(transformer.named_modules())
     for name, keys in layers.items():
         if not {"A", "B"} <= keys.keys():
@@ -183,11 +222,12 @@ def _check(
             )
         if alpha and shapes[alpha][1] not in ((), (1,)):
             raise LoraError(f"{path}: {alpha} is not a single number")
-    return layers
 
 
-def _make_pair(keys: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Pair:
+def _make_pair(
+    keys: Mapping[str, str], tensors: Mapping[str, torch.Tensor], scale: Callable[[int], float]
+) -> Pair:
     down, up = (tensors[keys[side]] for side in "AB")
-    # Without an alpha the pair is added as it is.
-    factor = float(tensors[keys["alpha"]]) / down.shape[0] if "alpha" in keys else 1.0
+    rank = down.shape[0]
+    factor = float(tensors[keys["alpha"]]) / rank if "alpha" in keys else scale(rank)
     return Pair(down, up, factor)

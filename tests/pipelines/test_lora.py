@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pickle
 import random
 import struct
@@ -115,6 +116,22 @@ def test_fused_it_is_the_sum_rounded_once(
     assert torch.equal(call(transformer, inputs), before)
 
 
+def test_fused_its_weights_are_diffusers_own_to_the_bit(
+    transformer: Any, turbo: Path, demo_model: Path
+) -> None:
+    """In float32. What they give is not: sums on a CPU depend on where in memory weights lie."""
+    from diffusers import Flux2Pipeline
+
+    pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True)
+    pipe.load_lora_weights(turbo.parent, weight_name=turbo.name)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    theirs = pipe.transformer.state_dict()
+    ours = fuse(transformer, read_lora(turbo, transformer)).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_what_it_does_not_name_is_shared(transformer: Any, turbo: Path) -> None:
     """And beside the weights, so are the weights themselves."""
     lora = read_lora(turbo, transformer)
@@ -154,6 +171,58 @@ def test_alpha_scales_the_pair(
     torch.testing.assert_close(added, torch.full((64, 64), 4 * 0.5 * 0.25 * factor))
 
 
+def write_saved(path: Path, **config: Any) -> None:
+    """Write a pair as diffusers saves it, with what it was trained with."""
+    saved = {f"transformer.{key}": value for key, value in config.items()}
+    save_file(make_pair(), path, metadata={"lora_adapter_metadata": json.dumps(saved)})
+
+
+@pytest.mark.parametrize("config", [{}, {"use_rslora": True}])
+def test_metadata_of_diffusers_scales_the_pair_as_there(
+    oracle: Any, demo_model: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """What was trained with another alpha than its rank is as strong as where it was trained."""
+    from diffusers import Flux2Pipeline
+
+    path = tmp_path / "saved.safetensors"
+    write_saved(path, r=4, lora_alpha=16, target_modules=[LAYER], **config)
+    parts = {"vae": None, "text_encoder": None, "tokenizer": None}
+    pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True, **parts)
+    pipe.load_lora_weights(tmp_path, weight_name=path.name)
+    (expected,) = pipe.transformer.get_submodule(LAYER).scaling.values()
+    pair = read_lora(path, oracle.transformer).pairs[LAYER]
+    assert pair.factor == expected == (8.0 if config else 4.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"alpha_pattern": {LAYER: 2}}, "alpha_pattern"),
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_alpha": []}, "metadata is not understood"),
+        ({"lora_alpha": math.nan}, "not a finite number"),
+    ],
+)
+def test_metadata_that_says_more_is_refused(
+    transformer: Any, tmp_path: Path, config: dict[str, Any], told: str
+) -> None:
+    """Nothing that changes what a pair does is passed over."""
+    path = tmp_path / "saved.safetensors"
+    write_saved(path, **config)
+    with pytest.raises(LoraError, match=told):
+        read_lora(path, transformer)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "diffusion_model."])
+def test_each_prefix_before_diffusers_names_is_read(
+    transformer: Any, tmp_path: Path, prefix: str
+) -> None:
+    """The layers are the same."""
+    path = tmp_path / "lora.safetensors"
+    save_file(rename(make_pair(), "transformer.", prefix, count=1), path)
+    assert read_lora(path, transformer).pairs.keys() == {LAYER}
+
+
 def test_beside_other_layers_than_plain_ones_it_computes_in_bfloat16() -> None:
     """Such as quantised ones, whose weights are of no type to compute in."""
 
@@ -171,9 +240,11 @@ def test_beside_other_layers_than_plain_ones_it_computes_in_bfloat16() -> None:
     assert torch.equal(result, torch.full((1, 5, 3), 4.0))
 
 
-def rename(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+def rename(
+    tensors: dict[str, torch.Tensor], old: str, new: str, count: int = -1
+) -> dict[str, torch.Tensor]:
     """Return the tensors under changed keys."""
-    return {key.replace(old, new): value for key, value in tensors.items()}
+    return {key.replace(old, new, count): value for key, value in tensors.items()}
 
 
 BAD: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
@@ -188,6 +259,14 @@ BAD: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
         "but its pair is",
     ),
     "integers": (lambda: {key: value.int() for key, value in make_pair().items()}, "type I32"),
+    "a layer under two names": (
+        lambda: {**make_pair(), **rename(make_pair(), "transformer.", "", count=1)},
+        "are the same",
+    ),
+    "alpha that is no number": (
+        lambda: {**make_pair(), f"transformer.{LAYER}.alpha": torch.tensor(math.nan)},
+        "not a finite number",
+    ),
     "alpha of many": (
         lambda: {**make_pair(), f"transformer.{LAYER}.alpha": torch.ones(3)},
         "not a single number",
@@ -238,6 +317,20 @@ def test_a_file_that_is_not_whole_is_refused(transformer: Any, turbo: Path, tmp_
             read_lora(path, transformer)
     with pytest.raises(LoraError, match="cannot be read"):
         read_lora(tmp_path / "missing.safetensors", transformer)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-Infinity", "NaN", "null", "[]", "9" * 5000])
+def test_impossible_numbers_in_a_header_are_refused(
+    transformer: Any, tmp_path: Path, number: str
+) -> None:
+    """In a shape and in an offset."""
+    path = tmp_path / "lora.safetensors"
+    for shape, end in ((number, "1024"), ("4", number)):
+        entry = f'"dtype":"F32","shape":[{shape},64],"data_offsets":[0,{end}]'
+        header = f'{{"{KEY.format("A")}":{{{entry}}}}}'.encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(1024))
+        with pytest.raises(LoraError, match="not a safetensors file"):
+            read_lora(path, transformer)
 
 
 def test_a_damaged_header_is_refused_or_harmless(transformer: Any, tmp_path: Path) -> None:
