@@ -92,6 +92,25 @@ def demo_model(
 
 
 @app.command()
+def doctor(
+    model: ModelOption = None,
+    profile: Annotated[
+        str, typer.Option(help="How the model is laid out in memory; `auto` takes the best.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Say whether the model is whole, what this machine has, and what of it fits where."""
+    settings = _load(model=model, config=config)
+    command = [sys.executable, "-P", "-m", "pipelines.tools.doctor"]
+    command += ["--model", str(settings.model), "--dtype", settings.dtype, "--profile", profile]
+    command += [f"--device={device}" for device in settings.devices]
+    command += [f"--flash-lora={settings.flash_lora}"] if settings.flash_lora else []
+    command += ["--json"] if as_json else []
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
+
+
+@app.command()
 def certs(
     data_dir: DataDirOption = None,
     name: Annotated[
