@@ -1,6 +1,7 @@
 """From one loaded transformer to those that a pipeline needs: quantised, with LoRA, compiled."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def assemble(transformer: Any, device: torch.device, options: LoadOptions) -> Tr
     return Transformers(
         exact=make_tree(transformer, exact_precision),
         fast=make_tree(fast, fast_precision) if fast and fast_precision else None,
-        flash=make_tree(flash, fast_precision or exact_precision, TURBO_LORA_PATH.stem)
+        flash=make_tree(flash, fast_precision or exact_precision, _name_of(_flash_path(options)))
         if flash is not None
         else None,
         flash_problem=problem,
@@ -116,12 +117,20 @@ def _has_room(device: torch.device, wanted_bytes: int) -> bool:
     return free_bytes - wanted_bytes >= ROOM_BYTES
 
 
+def _flash_path(options: LoadOptions) -> Path:
+    return options.flash_lora or options.model / TURBO_LORA_PATH
+
+
+def _name_of(path: Path) -> str:
+    """Say a file's name in the characters that a header's value may have."""
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", path.stem)
+
+
 def _make_flash(
     transformer: Any, fast: Any | None, device: torch.device, options: LoadOptions
 ) -> tuple[Any | None, str]:
     """Return the transformer with the flash LoRA in it, or None and why."""
-    # Callers are told the file's name alone; where it should lie is the operator's to know.
-    path = options.flash_lora or options.model / TURBO_LORA_PATH
+    path = _flash_path(options)  # of which callers are told the name alone
     if not path.is_file():
         log.warning("no flash LoRA", path=str(path))
         return None, f"This server has no flash LoRA: {path.name} is missing"

@@ -28,6 +28,7 @@ from pipelines.errors import CancelledError, DeviceLostError, OutOfMemoryError
 from pipelines.schedule import make_schedule
 from pipelines.transformers import Transformers
 from pipelines.types import (
+    CACHE_BYTES,
     SIZE_MULTIPLE_PIXELS,
     GeneratedImage,
     GenerationRequest,
@@ -43,9 +44,6 @@ T = TypeVar("T")
 
 WARM_UP_SIZE = (1024, 768)
 """fal's default size."""
-
-CACHE_BYTES = 1024**3
-"""Most that remembered prompts and reference images take: some sixty prompts of the real model."""
 
 
 class Flux2:

@@ -23,6 +23,10 @@ TURBO_LORA_PATH = Path("flash") / "flux.2-turbo-lora.safetensors"
 """Where the LoRA of the flash endpoints lies, relative to the model folder."""
 
 
+CACHE_BYTES = 1024**3
+"""Most that remembered prompts and references take: some sixty prompts of the real model."""
+
+
 class Acceleration(StrEnum):
     """fal's levels: how much exactness a request gives up for speed."""
 
@@ -84,7 +88,7 @@ class LoadOptions:
     flash_fallback: bool = False
     flash_schedule: FlashSchedule = FlashSchedule.CARD
     compile_cache: Path | None = None
-    cache_bytes: int = 1024**3
+    cache_bytes: int = CACHE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +178,8 @@ class Pipeline(Protocol):
     def describe(self, settings: GenerationSettings) -> Mapping[str, str]:
         """Tell how an image with these settings is really made, for logs and answers.
 
-        Names and values are short ASCII words without commas. Raises `FlashUnavailableError` for
+        Names and values are short ASCII words without commas; `acceleration`, `precision` and
+        `lora` are always among the names. Raises `FlashUnavailableError` for
         settings that this pipeline cannot fulfil.
         """
         ...

@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from pipelines.demonstration import DEMO_CHECKPOINT, is_demo_checkpoint
-from pipelines.types import FlashSchedule
+from pipelines.types import CACHE_BYTES, FlashSchedule
 from server.errors import ConfigurationError
 
 ENV_PREFIX = "FLUX2_"
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
         "every size.",
     )
     cache_bytes: int = Field(
-        1024 * MIB, ge=0, description="Most memory for remembered prompts and reference images."
+        CACHE_BYTES, ge=0, description="Most memory for remembered prompts and reference images."
     )
     safety: Safety = Field(
         default_factory=_default_safety,

@@ -36,7 +36,21 @@ def test_the_flash_lora_may_lie_elsewhere(oracle: Any, demo_model: Path, tmp_pat
     assert "mine.safetensors is missing" in missing.flash_problem
     assert str(tmp_path) not in missing.flash_problem
     (tmp_path / "mine.safetensors").write_bytes((demo_model / TURBO_LORA_PATH).read_bytes())
-    assert assemble(oracle.transformer, CPU, options).flash
+    flash = assemble(oracle.transformer, CPU, options).flash
+    assert flash
+    assert flash.lora == "mine"
+
+
+def test_a_lora_of_any_name_can_be_told_in_a_header(
+    oracle: Any, demo_model: Path, tmp_path: Path
+) -> None:
+    """What a header cannot hold, or would end the value early, is replaced."""
+    path = tmp_path / "é, x=1.safetensors"
+    path.write_bytes((demo_model / TURBO_LORA_PATH).read_bytes())
+    options = LoadOptions(model=demo_model, flash_lora=path)
+    flash = assemble(oracle.transformer, CPU, options).flash
+    assert flash
+    assert flash.lora == "___x_1"
 
 
 def test_a_flash_lora_that_cannot_be_used_takes_nothing_else_along(
