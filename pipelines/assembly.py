@@ -1,42 +1,94 @@
-"""From one loaded transformer to those that a pipeline needs: quantised, with LoRA, compiled."""
+"""From the trees of a transformer to those that make images: with their kernels, compiled."""
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
+from torch import nn
 
 from pipelines.attention import choose_attention, use_attention
 from pipelines.denoiser import Denoiser
 from pipelines.errors import LoraError
-from pipelines.lora import attach, fuse, read_lora
-from pipelines.quantisation import choose_fast_precision, quantise_blocks
+from pipelines.lora import Lora, read_lora
+from pipelines.plan import Layout
+from pipelines.streaming import Slots, stream
 from pipelines.transformers import Transformers, Tree
+from pipelines.trees import TreeBuilder, Trees
 from pipelines.types import TURBO_LORA_PATH, LoadOptions, Precision
-from pipelines.variants import BLOCK_LISTS, find_block_linears
+from pipelines.variants import BLOCK_LISTS
 
 log = structlog.get_logger(__name__)
 
-ROOM_BYTES = 12_000_000_000
-"""What a picture needs beside the weights: one of 2048x2048 with references. Estimated from
-published figures, 6.5 GB at 17,000 tokens (InvokeAI PR 9519); not measured here yet."""
+
+@dataclass(frozen=True, slots=True)
+class FlashLora:
+    """The LoRA of the flash endpoints with its name, or why there is none."""
+
+    name: str
+    lora: Lora | None = None
+    problem: str = ""
 
 
-def assemble(transformer: Any, device: torch.device, options: LoadOptions) -> Transformers:
-    """Make all trees of the transformer, which is on the device already.
+def find_flash_lora(transformer: nn.Module, options: LoadOptions) -> FlashLora:
+    """Read the operator's LoRA; of the transformer that it is for only names and shapes are asked.
 
-    Without the flash LoRA, or with one that cannot be used, everything else works: why there is
-    none is in the log, and told to whoever asks for flash.
+    One that cannot be used takes nothing else along: why is in the log, and told to whoever asks
+    for flash.
     """
-    compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
-    kernel = _use_best_attention(transformer, device, options, special=compiled)
-    exact_precision = Precision(str(transformer.dtype).removeprefix("torch."))
+    path = options.flash_lora or options.model / TURBO_LORA_PATH
+    # Callers are told the name alone, and in a header, which cannot hold every character.
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", path.stem)
+    if not path.is_file():
+        log.warning("no flash LoRA", path=str(path))
+        return FlashLora(name, problem=f"This server has no flash LoRA: {path.name} is missing")
+    try:
+        lora = read_lora(path, transformer)
+    except LoraError as error:
+        log.error("the flash LoRA cannot be used", path=str(path), reason=str(error))
+        return FlashLora(name, problem=f"This server's flash LoRA {path.name} cannot be used")
+    log.info("flash LoRA", path=str(path), sha256=lora.sha256)
+    return FlashLora(name, lora)
 
-    def make_tree(root: Any, precision: Precision, lora: str = "none") -> Tree:
+
+def assemble(
+    transformer: Any, device: torch.device, options: LoadOptions, layout: Layout
+) -> Transformers:
+    """Make all transformers of a layout from one that is on the device already."""
+    flash = find_flash_lora(transformer, options)
+    builder = TreeBuilder(transformer, device, layout, flash.lora)
+    for name, parameter in transformer.named_parameters():
+        builder.take(name, parameter)
+    return equip(builder.finish(), device, options, layout, flash, Slots(device))
+
+
+def equip(
+    trees: Trees,
+    device: torch.device,
+    options: LoadOptions,
+    layout: Layout,
+    flash: FlashLora,
+    slots: Slots,
+) -> Transformers:
+    """Give trees their attention kernel, compile them, and let streamed blocks pass through slots.
+
+    Without the flash LoRA, or with one that cannot be used, everything else works.
+    """
+    compiled = is_compiled(options, device)
+    exact, fast, with_lora = trees
+    kernel = _use_best_attention(fast if exact is None else exact, device, options)
+    exact_or_fast = layout.fast or layout.exact_precision
+
+    def make_tree(root: Any | None, precision: Precision, lora: str = "none") -> Tree | None:
+        if root is None:
+            return None
         if compiled:
             compile_blocks(root)
+        if layout.blocks == "streamed":
+            root = stream(root, _block_names(root), slots)
         return Tree(
             denoiser=Denoiser(root),
             precision=precision,
@@ -45,19 +97,19 @@ def assemble(transformer: Any, device: torch.device, options: LoadOptions) -> Tr
             lora=lora,
         )
 
-    fast_precision = _affordable_precision(transformer, device)
-    fast = quantise_blocks(transformer, fast_precision) if fast_precision else None
-    flash, problem = _make_flash(transformer, fast, device, options)
     return Transformers(
-        exact=make_tree(transformer, exact_precision),
-        fast=make_tree(fast, fast_precision) if fast and fast_precision else None,
-        flash=make_tree(flash, fast_precision or exact_precision, _name_of(_flash_path(options)))
-        if flash is not None
-        else None,
-        flash_problem=problem,
+        exact=make_tree(exact, layout.exact_precision),
+        fast=make_tree(fast, exact_or_fast),
+        flash=make_tree(with_lora, exact_or_fast, flash.name),
+        flash_problem=flash.problem,
         flash_fallback=options.flash_fallback,
         flash_schedule=options.flash_schedule,
     )
+
+
+def is_compiled(options: LoadOptions, device: torch.device) -> bool:
+    """Whether the operator wants compiled kernels on this device."""
+    return options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
 
 
 def compile_blocks(transformer: Any) -> None:
@@ -67,9 +119,8 @@ def compile_blocks(transformer: Any) -> None:
     https://docs.pytorch.org/tutorials/recipes/regional_compilation.html). Norms, rotary embedding,
     SwiGLU and modulation become single kernels there.
     """
-    for name in BLOCK_LISTS:
-        for block in getattr(transformer, name):
-            block.compile(fullgraph=True, dynamic=True)
+    for name in _block_names(transformer):
+        transformer.get_submodule(name).compile(fullgraph=True, dynamic=True)
 
 
 def keep_compiled_kernels(folder: Path) -> None:
@@ -84,64 +135,20 @@ def keep_compiled_kernels(folder: Path) -> None:
     os.environ["TRITON_CACHE_DIR"] = str(place / "triton")
 
 
-def _use_best_attention(
-    transformer: Any, device: torch.device, options: LoadOptions, *, special: bool
-) -> str:
+def _block_names(transformer: Any) -> list[str]:
+    """List the blocks in the order in which they run."""
+    return [
+        f"{name}.{number}"
+        for name in BLOCK_LISTS
+        for number in range(len(getattr(transformer, name)))
+    ]
+
+
+def _use_best_attention(transformer: Any, device: torch.device, options: LoadOptions) -> str:
     """Without compilation torch's own is kept, for images that are diffusers' to the bit."""
+    special = is_compiled(options, device)
     asked = options.attention if special or options.attention != "auto" else "native"
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     kernel = use_attention(transformer, choose_attention(asked, capability), device)
     log.info("attention", kernel=kernel, asked=options.attention)
     return kernel
-
-
-def _affordable_precision(transformer: Any, device: torch.device) -> Precision | None:
-    """Choose what to quantise the blocks to, or None where a second set has no room."""
-    precision = choose_fast_precision(device)
-    if precision is None:
-        return None
-    parameters = sum(linear.weight.numel() for linear in find_block_linears(transformer).values())
-    if _has_room(device, parameters):  # a byte for each
-        return precision
-    log.warning("no room for quantised blocks: every level computes as none does")
-    return None
-
-
-def _has_room(device: torch.device, wanted_bytes: int) -> bool:
-    """Whether a card keeps `ROOM_BYTES` free beside this; main memory is taken to be enough."""
-    if device.type != "cuda":
-        return True
-    torch.cuda.empty_cache()  # what torch only keeps for later is free
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    log.info("memory", free_bytes=free_bytes, wanted_bytes=wanted_bytes, room_bytes=ROOM_BYTES)
-    return free_bytes - wanted_bytes >= ROOM_BYTES
-
-
-def _flash_path(options: LoadOptions) -> Path:
-    return options.flash_lora or options.model / TURBO_LORA_PATH
-
-
-def _name_of(path: Path) -> str:
-    """Say a file's name in the characters that a header's value may have."""
-    return re.sub(r"[^A-Za-z0-9_.+-]", "_", path.stem)
-
-
-def _make_flash(
-    transformer: Any, fast: Any | None, device: torch.device, options: LoadOptions
-) -> tuple[Any | None, str]:
-    """Return the transformer with the flash LoRA in it, or None and why."""
-    path = _flash_path(options)  # of which callers are told the name alone
-    if not path.is_file():
-        log.warning("no flash LoRA", path=str(path))
-        return None, f"This server has no flash LoRA: {path.name} is missing"
-    try:
-        lora = read_lora(path, transformer)
-    except LoraError as error:
-        log.error("the flash LoRA cannot be used", path=str(path), reason=str(error))
-        return None, f"This server's flash LoRA {path.name} cannot be used"
-    log.info("flash LoRA", path=str(path), sha256=lora.sha256)
-    if fast is not None:
-        # Added to rounded weights the pairs would be rounded away.
-        return attach(fast, lora), ""
-    copied_bytes = sum(transformer.get_submodule(name).weight.nbytes for name in lora.pairs)
-    return (fuse if _has_room(device, copied_bytes) else attach)(transformer, lora), ""

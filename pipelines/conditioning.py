@@ -20,13 +20,12 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cache import TensorCache
+from pipelines.model_size import PROMPT_LAYERS
+from pipelines.plan import TEXT_TOKENS
 from pipelines.types import SIZE_MULTIPLE_PIXELS
 from pipelines.variants import derive
 
-TEXT_TOKENS = 512
-"""Every prompt is padded to this, or cut."""
-
-READ_LAYERS = (10, 20, 30)
+READ_LAYERS = (10, 20, PROMPT_LAYERS)
 """After which layers of the text encoder its hidden states are read."""
 
 REFERENCE_AREA_PIXELS = 1024 * 1024
@@ -41,11 +40,6 @@ class Condition:
     text_ids: torch.Tensor  # (1, K, 4): positions on the axes T, H, W, L
     reference_tokens: torch.Tensor | None  # (1, R, C)
     reference_ids: torch.Tensor | None  # (1, R, 4)
-
-
-def drop_unread_layers(text_encoder: Any) -> None:
-    """Free the layers behind the last one that is read, for good: 13 GB of the real encoder."""
-    del text_encoder.model.language_model.layers[READ_LAYERS[-1] :]
 
 
 class TextEncoder:

@@ -27,3 +27,7 @@ class FlashUnavailableError(PipelineError):
 
 class LoraError(PipelineError):
     """A LoRA file cannot be used; the message names the file and what is wrong with it."""
+
+
+class DoesNotFitError(PipelineError):
+    """The model does not fit on the device; the message says what is missing, and where."""

@@ -8,6 +8,7 @@ Shapes: B is always 1 (a batch gains nothing at this size, see docs/ARCHITECTURE
 latent channels, H and W the image's sides / 16, S = H * W image tokens, R reference tokens.
 """
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 import torch
 from diffusers import Flux2Pipeline
 from PIL import Image
@@ -25,7 +27,9 @@ from pipelines.cache import TensorCache
 from pipelines.conditioning import Condition, ReferenceEncoder, TextEncoder
 from pipelines.denoiser import Residuals
 from pipelines.errors import CancelledError, DeviceLostError, OutOfMemoryError
+from pipelines.plan import Plan
 from pipelines.schedule import make_schedule
+from pipelines.streaming import Slots
 from pipelines.transformers import Transformers
 from pipelines.types import (
     CACHE_BYTES,
@@ -39,6 +43,8 @@ from pipelines.types import (
     Step,
     Timings,
 )
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -56,10 +62,15 @@ class Flux2:
         transformers: Transformers,
         *,
         cache_bytes: int = CACHE_BYTES,
+        plan: Plan | None = None,
+        slots: Slots | None = None,
     ) -> None:
         self._pipe = pipe
         self._device = device
         self._transformers = transformers
+        self._plan = plan
+        self._slots = slots
+        self._decoder_is_compiled = False
         cache = TensorCache(cache_bytes, device)
         self._text_encoder = TextEncoder(pipe, device, cache)
         self._reference_encoder = ReferenceEncoder(pipe, device, cache)
@@ -76,7 +87,9 @@ class Flux2:
         started = time.monotonic()
         _stop_if(is_cancelled)
         self._transformers.choose(request.settings)  # if there is none, tell before any work
-        condition = _on_device(lambda: self.encode(request.prompt, request.reference_images))
+        with self._streaming():
+            condition = _on_device(lambda: self.encode(request.prompt, request.reference_images))
+        self._admit(request.settings, condition)
         on_step(Step(Stage.ENCODE, 0, 1, 1))
         encode_seconds = time.monotonic() - started
         for index in range(request.num_images):
@@ -104,6 +117,8 @@ class Flux2:
         One step without and one with a reference: other sizes use the same kernels.
         """
         width, height = WARM_UP_SIZE
+        if self._decoder_is_compiled:
+            self._warm_up_decoder(width, height)
         request = GenerationSettings(
             width=width, height=height, num_inference_steps=1, guidance_scale=1.0
         )
@@ -112,10 +127,23 @@ class Flux2:
                 continue
             alone = Flux2(self._pipe, self._device, Transformers(exact=tree), cache_bytes=0)
             latents, ids = alone.prepare(0, width, height)
-            plain = alone.encode("")
+            with self._streaming():
+                plain = alone.encode("")
             edit = replace(plain, reference_tokens=latents, reference_ids=ids)
-            for condition in (plain, edit):
-                alone.denoise(latents, ids, condition, request, 0, lambda _: None, lambda: False)
+            with self._streaming():
+                for condition in (plain, edit):
+                    alone.denoise(
+                        latents, ids, condition, request, 0, lambda _: None, lambda: False
+                    )
+
+    def compile_decoder(self) -> None:
+        """Let the VAE's decoder run as compiled kernels, with channels last in memory.
+
+        That suits the convolutions of tensor cores, and rounds otherwise than `Flux2Pipeline`.
+        """
+        self._pipe.vae.decoder.to(memory_format=torch.channels_last)
+        self._pipe.vae.decoder.compile(dynamic=True)
+        self._decoder_is_compiled = True
 
     def release_memory(self) -> None:
         """Return cached blocks to the device. What failed must have let go of its tensors."""
@@ -222,6 +250,39 @@ class Flux2:
         )
         return pictures[0]
 
+    def _warm_up_decoder(self, width: int, height: int) -> None:
+        """Compile the decoder, or leave it as it was where that fails: no image may fail for it."""
+        latents, _ = self.prepare(0, width, height)
+        try:
+            self.decode(latents, width, height)
+        except Exception:
+            log.exception("the VAE's decoder cannot be compiled")
+            self._pipe.vae.decoder._compiled_call_impl = None  # noqa: SLF001  (what `compile` set)
+            self._decoder_is_compiled = False
+
+    @contextlib.contextmanager
+    def _streaming(self) -> Iterator[None]:
+        """Give back at the end what streamed weights passed through."""
+        try:
+            yield
+        finally:
+            if self._slots:
+                self._slots.release()
+
+    def _admit(self, settings: GenerationSettings, condition: Condition) -> None:
+        """Refuse what would not fit before it has cost anything; see `Plan.peak_bytes`."""
+        if self._plan is None:
+            return
+        image_tokens = settings.width * settings.height // SIZE_MULTIPLE_PIXELS**2
+        references = condition.reference_tokens
+        request = image_tokens, 0 if references is None else references.shape[1]
+        if not self._plan.fits(request):
+            peak_bytes, free_bytes = self._plan.peak_bytes(*request), self._plan.free_bytes
+            raise OutOfMemoryError(
+                f"{request[0]} tokens with {request[1]} of references need {peak_bytes / 1e9:.1f} "
+                f"GB, profile {self._plan.profile} has {free_bytes / 1e9:.1f} GB"
+            )
+
     def _make_image(
         self,
         request: GenerationRequest,
@@ -234,7 +295,8 @@ class Flux2:
         settings, seed = request.settings, request.seed + index
         started = time.monotonic()
         latents, ids = self.prepare(seed, settings.width, settings.height)
-        latents = self.denoise(latents, ids, condition, settings, index, on_step, is_cancelled)
+        with self._streaming():
+            latents = self.denoise(latents, ids, condition, settings, index, on_step, is_cancelled)
         denoised = time.monotonic()
         _stop_if(is_cancelled)
         picture = self.decode(latents, settings.width, settings.height)

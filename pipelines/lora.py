@@ -87,17 +87,20 @@ def fuse(transformer: Module, lora: Lora) -> Module:
     The sum is made in float32 and rounded once, to the weight's type. In float32 that is what
     diffusers' `fuse_lora` gives; in bfloat16 it rounds what it adds before the sum, too.
     """
-    return derive(transformer, {name: partial(_fuse, pair) for name, pair in lora.pairs.items()})
+    return derive(
+        transformer, {name: partial(fuse_layer, pair) for name, pair in lora.pairs.items()}
+    )
 
 
-def attach(transformer: Module, lora: Lora) -> Module:
+def attach(transformer: Module, lora: Lora, device: torch.device | None = None) -> Module:
     """Make a tree like `transformer` with the LoRA beside the weights, which are shared.
 
-    For quantised layers, and where there is no memory for more weights.
+    For quantised layers, and where there is no memory for more weights. The pairs lie on the
+    device, by default where the weights do.
     """
     return derive(
         transformer,
-        {name: partial(LoraLinear, pair=pair) for name, pair in lora.pairs.items()},
+        {name: partial(LoraLinear, pair=pair, device=device) for name, pair in lora.pairs.items()},
     )
 
 
@@ -107,15 +110,16 @@ class LoraLinear(nn.Module):
     down: torch.Tensor
     up: torch.Tensor
 
-    def __init__(self, base: Any, pair: Pair) -> None:
+    def __init__(self, base: Any, pair: Pair, device: torch.device | None = None) -> None:
         super().__init__()
         weight = base.weight
         # Beside 8-bit weights the pair keeps the type that it is stored in.
         dtype = weight.dtype if isinstance(base, nn.Linear) else torch.bfloat16
         self.base = base
         self.factor = pair.factor
-        self.register_buffer("down", pair.down.to(weight.device, dtype))
-        self.register_buffer("up", pair.up.to(weight.device, dtype))
+        place = device or weight.device
+        self.register_buffer("down", pair.down.to(place, dtype))
+        self.register_buffer("up", pair.up.to(place, dtype))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -132,7 +136,8 @@ class LoraLinear(nn.Module):
 
 
 @torch.no_grad()
-def _fuse(pair: Pair, linear: nn.Linear) -> nn.Linear:
+def fuse_layer(pair: Pair, linear: nn.Linear) -> nn.Linear:
+    """Make a layer like `linear`, and on its device, with the pair in its weight."""
     weight = linear.weight
     down, up = (part.to(weight.device).float() for part in (pair.down, pair.up))
     fused = nn.Linear(

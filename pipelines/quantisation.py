@@ -23,10 +23,6 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 SIZE_MULTIPLE = 16
 """Both widths of a layer must be multiples of this for the device's 8-bit kernels."""
 
-FAST_FROM = {Precision.FP8: (8, 9), Precision.INT8: (8, 0)}
-"""The CUDA compute capabilities from which on these are fast, on Ada and Ampere; the better first.
-https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html"""
-
 
 def quantise_rows(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Round each row of `values` (N, K) to `dtype`, its absolute maximum to the largest number.
@@ -104,7 +100,7 @@ class Int8Linear(QuantisedLinear):
             tokens = functional.pad(tokens, (0, 0, 0, 17 - count))
         sums = torch._int_mm(tokens, self.weight.t())[:count]  # noqa: SLF001  (as above)
         # The small scale first: with huge tokens the other order could overflow on the way.
-        return sums.float() * self.weight_scale.t() * scales
+        return sums.float().mul_(self.weight_scale.t()).mul_(scales)
 
 
 LAYERS = {layer.precision: layer for layer in (Float8Linear, Int8Linear)}
@@ -120,15 +116,3 @@ def quantise_blocks(transformer: Module, precision: Precision) -> Module:
     if precision not in LAYERS:
         raise ValueError(f"blocks cannot be quantised to {precision}")
     return derive(transformer, dict.fromkeys(find_block_linears(transformer), LAYERS[precision]))
-
-
-def fastest_of(capability: tuple[int, int] | None) -> Precision | None:
-    """Choose for a CUDA device of this capability, or for the CPU, which has None."""
-    fast = (name for name, least in FAST_FROM.items() if capability and capability >= least)
-    return next(fast, None)
-
-
-def choose_fast_precision(device: torch.device) -> Precision | None:
-    """Choose the best precision that makes this device faster; None if there is none."""
-    cuda = device.type == "cuda"
-    return fastest_of(torch.cuda.get_device_capability(device) if cuda else None)

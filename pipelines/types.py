@@ -76,7 +76,7 @@ class LoadOptions:
     a kernel of `pipelines.attention`. `flash_lora` is the file of the eight-step LoRA, by default
     the one in the model folder; with `flash_fallback` its endpoints work without it, in as many
     steps. `compile_cache` is a folder for compiled kernels, `cache_bytes` the most that remembered
-    prompts and references take.
+    prompts and references take. `profile` is a memory profile of `pipelines.plan`.
     """
 
     model: Path
@@ -89,6 +89,7 @@ class LoadOptions:
     flash_schedule: FlashSchedule = FlashSchedule.CARD
     compile_cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
+    profile: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +164,9 @@ class GeneratedImage:
     image: Image.Image
     timings: Timings
 
+
+OnLoadProgress = Callable[[str, float], None]
+"""Hears how far loading is: a stage in a short word, and how much of it is done, from 0 to 1."""
 
 OnStep = Callable[[Step], None]
 IsCancelled = Callable[[], bool]

@@ -25,7 +25,6 @@ declare_torchvision_operators()
 
 from diffusers import Flux2Pipeline  # noqa: E402
 
-from pipelines.assembly import assemble  # noqa: E402
 from pipelines.denoiser import Denoiser  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.quantisation import quantise_blocks  # noqa: E402
@@ -34,7 +33,6 @@ from pipelines.types import (  # noqa: E402
     Acceleration,
     GenerationRequest,
     GenerationSettings,
-    LoadOptions,
     Precision,
 )
 from scripts.train_demo_model.heldout import load_held_out  # noqa: E402
@@ -86,7 +84,7 @@ def make_ways() -> dict[str, Draw]:
     """Return what draws a prompt from a seed, by level."""
     device = torch.device("cpu")
     pipe = Flux2Pipeline.from_pretrained(DEMO_CHECKPOINT, local_files_only=True)
-    exact = assemble(pipe.transformer, device, LoadOptions(model=DEMO_CHECKPOINT)).exact
+    exact = Tree(denoiser=Denoiser(pipe.transformer), precision=Precision.FLOAT32)
     fast = Tree(
         denoiser=Denoiser(quantise_blocks(pipe.transformer, Precision.FP8)),
         precision=Precision.FP8,

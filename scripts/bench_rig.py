@@ -1,5 +1,6 @@
 """Our pipeline and plain diffusers over the same random weights, and the time that each takes."""
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ from PIL import Image
 
 from pipelines.assembly import assemble
 from pipelines.flux2 import Flux2
+from pipelines.memory import fastest_of
+from pipelines.plan import Layout
 from pipelines.types import (
     Acceleration,
     GenerationRequest,
     GenerationSettings,
     LoadOptions,
+    Precision,
 )
 from pipelines.variants import BLOCK_LISTS, derive
 
@@ -86,7 +90,21 @@ class Rig:
         options = LoadOptions(
             model=self._folder, compile="on" if compiled else "off", flash_lora=self._lora
         )
-        return Flux2(self.pipe, self.device, assemble(own, self.device, options))
+        fast = None
+        if self.device.type == "cuda":
+            fast = fastest_of(torch.cuda.get_device_capability(self.device))
+        layout = Layout(
+            exact=True,
+            exact_precision=Precision(str(own.dtype).removeprefix("torch.")),
+            fast=fast,
+            flash="attached" if fast else "fused",
+        )
+        pipe = copy.copy(self.pipe)
+        pipe.vae = copy.deepcopy(self.pipe.vae)
+        pipeline = Flux2(pipe, self.device, assemble(own, self.device, options, layout))
+        if compiled and self.device.type == "cuda":
+            pipeline.compile_decoder()
+        return pipeline
 
     def run_ours(self, case: Case, number: int, pipeline: Flux2 | None = None) -> Run:
         """Make picture `number` of a case with ours."""

@@ -92,6 +92,26 @@ def demo_model(
 
 
 @app.command()
+def doctor(
+    model: ModelOption = None,
+    profile: Annotated[
+        str | None, typer.Option(help="How the model is laid out in memory, if it is to fit so.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Say whether the model is whole, what this machine has, and what of it fits where."""
+    settings = _load(model=model, config=config, profile=profile)
+    command = [sys.executable, "-P", "-m", "pipelines.tools.doctor"]
+    command += ["--model", str(settings.model), "--dtype", settings.dtype]
+    command += ["--profile", settings.profile]
+    command += [f"--device={device}" for device in settings.devices]
+    command += [f"--flash-lora={settings.flash_lora}"] if settings.flash_lora else []
+    command += ["--json"] if as_json else []
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
+
+
+@app.command()
 def certs(
     data_dir: DataDirOption = None,
     name: Annotated[

@@ -151,6 +151,7 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
             model=settings.model,
             device=device,
             dtype=settings.dtype,
+            profile=settings.profile,
             compile=settings.compile,
             attention=settings.attention,
             flash_lora=settings.flash_lora,

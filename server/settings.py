@@ -95,6 +95,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights: bfloat16 on CUDA, float32 on the CPU."
     )
+    profile: Literal["auto", "141gb", "96gb", "80gb", "48gb", "32gb", "24gb", "cpu"] = Field(
+        "auto",
+        description="How the model is laid out in memory; by default in the best way that has "
+        "room. `flux2-serve doctor` tells which have.",
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Whether the transformer's blocks are compiled: on a GPU, by default. `off` "

@@ -170,7 +170,7 @@ def test_gpu_and_compiler_are_there(image: list[Instruction]) -> None:
     variables = environment(image)
     assert variables["NVIDIA_VISIBLE_DEVICES"] == "all"
     assert set(variables["NVIDIA_DRIVER_CAPABILITIES"].split(",")) == {"compute", "utility"}
-    assert variables["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     (install,) = [run for run in rest_of(image, "RUN") if "apt-get install" in run]
     assert {"gcc", "g++", "libc6-dev"} <= set(install.split())
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib import metadata
 
 import structlog
 
@@ -34,14 +35,14 @@ log = structlog.get_logger(__name__)
 
 KILL_AFTER_SECONDS = 5.0
 HANG_FACTOR = 10
+UNROUNDED_FROM = (2, 13)
+"""The version of torch from which pinned memory can be had without rounding up."""
 RUNNER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Threads that spin while they wait starve the gateway where both share a few cores.
     "OMP_WAIT_POLICY": "passive",
-    # Reference images of varying sizes fragment the allocator otherwise.
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
 """Set before the child imports anything: the hub libraries read these at import."""
 
@@ -208,7 +209,12 @@ class LocalRunner:
             name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)
         }
         self._child = await spawn(
-            "server.runners.runner_main", environment={**inherited, **RUNNER_ENVIRONMENT}
+            "server.runners.runner_main",
+            environment={
+                **inherited,
+                **RUNNER_ENVIRONMENT,
+                "PYTORCH_ALLOC_CONF": _allocator_settings(metadata.version("torch")),
+            },
         )
 
     async def _send(self, message: Load | Run | Cancel) -> None:
@@ -248,3 +254,15 @@ class LocalRunner:
         if code < 0:
             return f"the runner was killed by {signal.Signals(-code).name}"
         return f"the runner ended with code {code}"
+
+
+def _allocator_settings(torch_version: str) -> str:
+    """Keep reference images of many sizes from fragmenting memory, and pinned blocks at their size.
+
+    Otherwise torch rounds these up to a power of two: streamed weights, tens of gigabytes of main
+    memory, would take half as much again.
+    """
+    settings = "expandable_segments:True"
+    if tuple(map(int, torch_version.split(".")[:2])) >= UNROUNDED_FROM:
+        settings += ",pinned_max_round_threshold_mb:1"
+    return settings

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from pipelines.demonstration import DEMO_CHECKPOINT
 from pipelines.flux2 import Flux2
-from pipelines.loading import check_model_folder
+from pipelines.folder import check_model_folder
 from pipelines.tools.demo_model import TURBO_LORA_KEY, turbo_lora_layers
 from pipelines.types import TURBO_LORA_PATH, GenerationRequest, GenerationSettings
 from scripts.train_demo_model.meaning import Meaning, Subject

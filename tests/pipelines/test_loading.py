@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ModelNotFoundError
-from pipelines.loading import check_model_folder, load_pipeline
+from pipelines.folder import check_model_folder
+from pipelines.loading import load_pipeline
 from pipelines.types import LoadOptions
 
 
@@ -105,7 +106,7 @@ def test_bfloat16_can_be_asked_for(demo_model: Path) -> None:
     """The number format is the operator's choice on any device."""
     options = LoadOptions(model=demo_model, device="cpu", dtype="bfloat16")
     _, description = load_pipeline(options)
-    assert description == "tiny on cpu in bfloat16"
+    assert description == "tiny on cpu in bfloat16, profile cpu"
 
 
 def test_layers_that_are_never_read_are_not_kept(demo_model: Path) -> None:

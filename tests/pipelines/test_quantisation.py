@@ -13,8 +13,6 @@ from pipelines.demonstration import DEMO_CHECKPOINT
 from pipelines.quantisation import (
     LAYERS,
     QuantisedLinear,
-    choose_fast_precision,
-    fastest_of,
     quantise_blocks,
 )
 from pipelines.types import Precision
@@ -253,34 +251,3 @@ def test_other_precisions_are_refused(original: Any, precision: Precision) -> No
     """Only eight bits are a matter of this module."""
     with pytest.raises(ValueError, match=f"cannot be quantised to {precision}"):
         quantise_blocks(original, precision)
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [
-        (None, None),  # a CPU
-        ((7, 5), None),  # T4
-        ((8, 0), Precision.INT8),  # A100
-        ((8, 6), Precision.INT8),  # A40
-        ((8, 9), Precision.FP8),  # L40S
-        ((9, 0), Precision.FP8),  # H100
-        ((10, 0), Precision.FP8),  # B200
-        ((12, 0), Precision.FP8),  # RTX 5090
-    ],
-)
-def test_the_choice_by_capability(
-    capability: tuple[int, int] | None, expected: Precision | None
-) -> None:
-    """Each card gets the best that its tensor cores multiply, and older ones nothing."""
-    assert fastest_of(capability) == expected
-
-
-def test_the_choice_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA device is asked for its own capability; the CPU keeps the checkpoint's precision."""
-    capabilities = {0: (8, 0), 1: (9, 0)}
-    monkeypatch.setattr(
-        torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
-    )
-    assert choose_fast_precision(CPU) is None
-    assert choose_fast_precision(torch.device("cuda:0")) is Precision.INT8
-    assert choose_fast_precision(torch.device("cuda:1")) is Precision.FP8

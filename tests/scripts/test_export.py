@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipelines.compat import declare_torchvision_operators
-from pipelines.loading import check_model_folder
+from pipelines.folder import check_model_folder
 from pipelines.types import TURBO_LORA_PATH
 
 declare_torchvision_operators()

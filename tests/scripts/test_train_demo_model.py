@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.loading import check_model_folder
+from pipelines.folder import check_model_folder
 from scripts.train_demo_model.__main__ import Training, main
 from scripts.train_demo_model.cells import CELLS
 from scripts.train_demo_model.conditions import (

@@ -44,6 +44,8 @@ async def test_the_child_is_offline_and_knows_no_key(
     await runner.stop()
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
     assert not [name for name in environment if name.startswith("FLUX2_")]
+    allocator = dict(entry.split(":") for entry in environment["PYTORCH_ALLOC_CONF"].split(","))
+    assert allocator == {"expandable_segments": "True", "pinned_max_round_threshold_mb": "1"}
 
 
 async def test_images_come_back_in_order_with_their_bytes(settings: Settings) -> None:

@@ -1,0 +1,185 @@
+"""A pipeline from a whole model folder: planned for the device, read straight to it, compiled.
+
+The transformer's weights are read by threads of their own, while transformers loads the text
+encoder. Neither is ever whole in more than one place.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import structlog
+
+from pipelines.compat import declare_torchvision_operators
+
+# Before diffusers is imported.
+declare_torchvision_operators()
+
+import diffusers  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from pipelines.assembly import (  # noqa: E402
+    equip,
+    find_flash_lora,
+    is_compiled,
+    keep_compiled_kernels,
+)
+from pipelines.errors import ModelNotFoundError  # noqa: E402
+from pipelines.flux2 import Flux2  # noqa: E402
+from pipelines.folder import list_weight_files  # noqa: E402
+from pipelines.lora import Lora  # noqa: E402
+from pipelines.memory import choose_plan  # noqa: E402
+from pipelines.model_size import read_model_size  # noqa: E402
+from pipelines.plan import Plan  # noqa: E402
+from pipelines.probe import probe_card  # noqa: E402
+from pipelines.streaming import Slots  # noqa: E402
+from pipelines.text_encoder import load_text_encoder  # noqa: E402
+from pipelines.trees import TreeBuilder, Trees  # noqa: E402
+from pipelines.types import LoadOptions, OnLoadProgress, Precision  # noqa: E402
+from pipelines.weights import check_whole, read_tensors  # noqa: E402
+
+log = structlog.get_logger(__name__)
+
+
+def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2, str]:
+    """Make the pipeline, and describe it in a few words.
+
+    Raises `ModelNotFoundError` for a device that is not there and for weights that are not those
+    of the configuration, `DoesNotFitError` for a model that has no room.
+    """
+    device = torch.device(_choose_device(options.device, has_cuda=torch.cuda.is_available()))
+    exact = Precision(_choose_dtype(options.dtype, device.type))
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
+    if options.compile_cache:
+        keep_compiled_kernels(options.compile_cache)
+    _silence_libraries()
+    with torch.device("meta"):  # shapes without memory
+        model = _make_transformer(options)
+    flash = find_flash_lora(model, options)
+    plan = _choose_plan(options, exact, has_flash=flash.lora is not None)
+    slots = Slots(device)
+    with ThreadPoolExecutor(1, thread_name_prefix="transformer") as beside:
+        reading = beside.submit(
+            _read_trees,
+            model,
+            options,
+            device,
+            plan,
+            flash.lora,
+            partial(on_progress, "transformer"),
+        )
+        pipe = _load_others(options, device, plan, slots, partial(on_progress, "text_encoder"))
+        trees = reading.result()
+    pipe.register_modules(transformer=next(tree for tree in trees if tree is not None))
+    pipeline = Flux2(
+        pipe,
+        device,
+        equip(trees, device, options, plan, flash, slots),
+        cache_bytes=options.cache_bytes,
+        plan=plan,
+        slots=slots,
+    )
+    if device.type == "cuda" and is_compiled(options, device):
+        pipeline.compile_decoder()
+    on_progress("warm_up", 0.0)
+    pipeline.warm_up()
+    on_progress("warm_up", 1.0)
+    return pipeline, f"{options.model.name} on {device} in {exact}, profile {plan.profile}"
+
+
+def _silence_libraries() -> None:
+    """Keep the log to our own lines."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()
+    # At every prompt transformers 5 warns of the way in which diffusers 0.42 calls its processor.
+    transformers.logging.set_verbosity_error()
+
+
+def _make_transformer(options: LoadOptions) -> Any:
+    path = str(options.model / "transformer")
+    config = diffusers.Flux2Transformer2DModel.load_config(path, local_files_only=True)
+    return diffusers.Flux2Transformer2DModel.from_config(config).eval()
+
+
+def _choose_plan(options: LoadOptions, exact: Precision, *, has_flash: bool) -> Plan:
+    card = probe_card(options.device)
+    size = read_model_size(options.model, options.flash_lora)
+    plan = choose_plan(card, size, options.profile, has_flash=has_flash, exact_precision=exact)
+    log.info(
+        "memory plan",
+        profile=plan.profile,
+        asked=options.profile,
+        device=card.name,
+        exact=plan.exact_precision.value if plan.exact else None,
+        fast=plan.fast.value if plan.fast else None,
+        flash=plan.flash,
+        text_encoder=plan.text_encoder,
+        blocks=plan.blocks,
+        weights_bytes=plan.weights_bytes,
+        host_bytes=plan.host_bytes,
+        free_bytes=plan.free_bytes,
+        largest_tokens=plan.largest_tokens,
+    )
+    return plan
+
+
+def _read_trees(
+    model: Any,
+    options: LoadOptions,
+    device: torch.device,
+    plan: Plan,
+    lora: Lora | None,
+    on_fraction: Callable[[float], None],
+) -> Trees:
+    # Not by diffusers' own `to`, which warns of modules that this model does not have.
+    torch.nn.Module.to(model, getattr(torch, plan.exact_precision))
+    builder = TreeBuilder(model, device, plan, lora)
+    read_tensors(list_weight_files(options.model, "transformer"), device, builder.take, on_fraction)
+    trees = builder.finish()
+    for tree in trees:
+        if tree is not None:
+            check_whole(tree)
+    return trees
+
+
+def _load_others(
+    options: LoadOptions,
+    device: torch.device,
+    plan: Plan,
+    slots: Slots,
+    on_fraction: Callable[[float], None],
+) -> Any:
+    """Load everything but the transformer, as a `Flux2Pipeline` without one."""
+    dtype = getattr(torch, plan.exact_precision)
+    on_fraction(0.0)
+    text_encoder = load_text_encoder(options.model, device, dtype, plan, slots)
+    on_fraction(1.0)
+    vae = diffusers.AutoencoderKLFlux2.from_pretrained(
+        str(options.model / "vae"), dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    pipe = diffusers.Flux2Pipeline.from_pretrained(
+        str(options.model),
+        transformer=None,
+        text_encoder=text_encoder,
+        vae=vae.to(device).eval(),
+        local_files_only=True,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _choose_device(asked: str, *, has_cuda: bool) -> str:
+    if asked == "auto":
+        return "cuda" if has_cuda else "cpu"
+    if asked.startswith("cuda") and not has_cuda:
+        raise ModelNotFoundError(f"device {asked} was asked for, but torch finds no CUDA device")
+    return asked
+
+
+def _choose_dtype(asked: str, device_type: str) -> str:
+    if asked != "auto":
+        return asked
+    return "bfloat16" if device_type == "cuda" else "float32"
