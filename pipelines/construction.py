@@ -7,6 +7,7 @@ encoder. Neither is ever whole in more than one place.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -29,10 +30,11 @@ from pipelines.assembly import (  # noqa: E402
 from pipelines.errors import ModelNotFoundError  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.folder import list_weight_files  # noqa: E402
-from pipelines.lora import Lora  # noqa: E402
+from pipelines.lora import Lora, attach  # noqa: E402
 from pipelines.memory import choose_plan  # noqa: E402
 from pipelines.model_size import read_model_size  # noqa: E402
 from pipelines.plan import Plan  # noqa: E402
+from pipelines.prequantised import check_set, read_set  # noqa: E402
 from pipelines.probe import probe_card  # noqa: E402
 from pipelines.streaming import Slots  # noqa: E402
 from pipelines.text_encoder import load_text_encoder  # noqa: E402
@@ -56,8 +58,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
     if options.compile_cache:
         keep_compiled_kernels(options.compile_cache)
     _silence_libraries()
-    with torch.device("meta"):  # shapes without memory
-        model = _make_transformer(options)
+    model = make_transformer(options.model)
     flash = find_flash_lora(model, options)
     plan = _choose_plan(options, exact, has_flash=flash.lora is not None)
     slots = Slots(device)
@@ -98,10 +99,13 @@ def _silence_libraries() -> None:
     transformers.logging.set_verbosity_error()
 
 
-def _make_transformer(options: LoadOptions) -> Any:
-    path = str(options.model / "transformer")
-    config = diffusers.Flux2Transformer2DModel.load_config(path, local_files_only=True)
-    return diffusers.Flux2Transformer2DModel.from_config(config).eval()
+def make_transformer(model: Path) -> Any:
+    """Make the transformer of a model folder on "meta": shapes without memory."""
+    config = diffusers.Flux2Transformer2DModel.load_config(
+        str(model / "transformer"), local_files_only=True
+    )
+    with torch.device("meta"):
+        return diffusers.Flux2Transformer2DModel.from_config(config).eval()
 
 
 def _choose_plan(options: LoadOptions, exact: Precision, *, has_flash: bool) -> Plan:
@@ -136,6 +140,10 @@ def _read_trees(
 ) -> Trees:
     # Not by diffusers' own `to`, which warns of modules that this model does not have.
     torch.nn.Module.to(model, getattr(torch, plan.exact_precision))
+    quantised = _find_set(options, plan)
+    if quantised:
+        fast = read_set(model, quantised, device, plan, on_fraction)
+        return None, fast, attach(fast, lora, device) if lora and plan.flash else None
     builder = TreeBuilder(model, device, plan, lora)
     read_tensors(list_weight_files(options.model, "transformer"), device, builder.take, on_fraction)
     trees = builder.finish()
@@ -143,6 +151,19 @@ def _read_trees(
         if tree is not None:
             check_whole(tree)
     return trees
+
+
+def _find_set(options: LoadOptions, plan: Plan) -> Path | None:
+    """Find the set that is all the plan needs of the transformer, if there is one."""
+    if plan.exact or plan.fast is None or plan.flash == "fused":
+        return None
+    try:
+        folder = check_set(options.model, plan.fast, plan.exact_precision)
+    except ModelNotFoundError as error:
+        log.info("quantising at load", reason=str(error))
+        return None
+    log.info("quantised weights", folder=str(folder))
+    return folder
 
 
 def _load_others(

@@ -108,7 +108,7 @@ class Bench:
             plain = None
             if options.plain and time.perf_counter() < ends:
                 plain = median_of("seconds", self.repeat(self.rig.run_plain, case))
-                yield [*place(case), "diffusers", "", f"{plain:.2f}", *[""] * 5, "1.00x"]
+                yield [*place(case), "diffusers", "", f"{plain:.2f}", *[""] * 6, "1.00x"]
             for level in options.levels:
                 if time.perf_counter() >= ends:
                     return
@@ -119,8 +119,10 @@ class Bench:
         device = self.rig.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         runs = self.repeat(lambda *what: self.rig.run_ours(*what, self.compiled), case)
-        peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        beside = peak - before if peak else 0
         told = self.compiled.describe(case.settings)
         computed = int(told["computed_steps"])
         seconds, denoise = median_of("seconds", runs), median_of("denoise_seconds", runs)
@@ -135,7 +137,8 @@ class Bench:
             f"{seconds:.2f}",
             f"{median_of('encode_seconds', runs):.3f}",
             f"{median_of('decode_seconds', runs):.3f}",
-            f"{peak:.1f}",
+            f"{peak / 1e9:.1f}",
+            f"{beside / 1e9:.1f} ({self.rig.planned_bytes(case) / 1e9:.1f})",
             f"{computed * (linear + attention) / denoise / 1e12:.1f}",
             f"{floor / denoise:.0%}",
             f"{plain / seconds:.2f}x" if plain and not case.flash else "",
@@ -223,6 +226,7 @@ def write_table(rows: list[list[str]]) -> list[str]:
         "encode s",
         "decode s",
         "peak GB",
+        "beside weights (planned)",
         "TFLOP/s",
         "of the floor",
         "diffusers / ours",

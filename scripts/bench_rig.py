@@ -13,8 +13,9 @@ from PIL import Image
 
 from pipelines.assembly import assemble
 from pipelines.flux2 import Flux2
-from pipelines.memory import fastest_of
-from pipelines.plan import Layout
+from pipelines.memory import Card, choose_plan, fastest_of
+from pipelines.model_size import read_model_size
+from pipelines.plan import PIXELS_PER_TOKEN, Layout
 from pipelines.types import (
     Acceleration,
     GenerationRequest,
@@ -23,6 +24,9 @@ from pipelines.types import (
     Precision,
 )
 from pipelines.variants import BLOCK_LISTS, derive
+
+PLENTY_BYTES = 10**13
+"""More memory than anything takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,27 @@ class Rig:
         if compiled and self.device.type == "cuda":
             pipeline.compile_decoder()
         return pipeline
+
+    def planned_bytes(self, case: Case) -> int:
+        """Say what a picture of this case takes beside weights, by the plan's arithmetic."""
+        for name in ("transformer", "vae"):
+            getattr(self.pipe, name).save_config(self._folder / name)
+        self.pipe.text_encoder.config.save_pretrained(self._folder / "text_encoder")
+        on_cuda = self.device.type == "cuda"
+        card = Card(
+            name="any",
+            kind="cuda" if on_cuda else "cpu",
+            capability=torch.cuda.get_device_capability(self.device) if on_cuda else None,
+            total_bytes=PLENTY_BYTES,
+            free_bytes=PLENTY_BYTES,
+            host_free_bytes=PLENTY_BYTES,
+        )
+        plan = choose_plan(card, read_model_size(self._folder, self._lora))
+        area = min(1024, case.width) ** 2 * case.references
+        return (
+            plan.peak_bytes(case.width * case.height // PIXELS_PER_TOKEN, area // PIXELS_PER_TOKEN)
+            - plan.weights_bytes
+        )
 
     def run_ours(self, case: Case, number: int, pipeline: Flux2 | None = None) -> Run:
         """Make picture `number` of a case with ours."""

@@ -40,6 +40,9 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Make, list and revoke the keys of callers.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
+weights_app = typer.Typer(help="Prepare a model's weights.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+
 DEFAULT_QUEUED_JOBS = 100
 """A tenth of what the queue holds by default, so that no key can fill it for the others."""
 
@@ -108,6 +111,22 @@ def doctor(
     command += [f"--device={device}" for device in settings.devices]
     command += [f"--flash-lora={settings.flash_lora}"] if settings.flash_lora else []
     command += ["--json"] if as_json else []
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
+
+
+@weights_app.command("quantize")
+def quantize(
+    model: ModelOption = None,
+    precision: Annotated[
+        str, typer.Option(help="`fp8`, for cards from Ada on, or `int8`, for Ampere.")
+    ] = "fp8",
+    config: ConfigOption = None,
+) -> None:
+    """Write the transformer's blocks in 8 bits into the model folder, for faster starts."""
+    settings = _load(model=model, config=config)
+    command = [sys.executable, "-P", "-m", "pipelines.tools.quantise"]
+    command += ["--model", str(settings.model), "--precision", precision]
+    command += ["--dtype", "bfloat16" if settings.dtype == "auto" else settings.dtype]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 
