@@ -27,3 +27,19 @@ class FlashUnavailableError(PipelineError):
 
 class LoraError(PipelineError):
     """A LoRA file cannot be used; the message names the file and what is wrong with it."""
+
+
+class CheckerUnavailableError(PipelineError):
+    """The safety checker cannot be loaded; the message has a line for each thing that is wrong."""
+
+
+class CheckFailedError(PipelineError):
+    """An image could not be judged, so it must not leave; the request fails."""
+
+
+class ReferenceRefusedError(PipelineError):
+    """The safety checker flags a reference image: number `index` of the request, from 0."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"reference image {index} is flagged")
+        self.index = index
