@@ -95,8 +95,28 @@ def test_the_commands_show_a_secret_once(tmp_path: Path) -> None:
     shown = keys_command(tmp_path, "list").stdout
     assert secret not in shown
     head, row = shown.splitlines()
-    assert head.split() == ["ID", "NAME", "CREATED", "QUEUED", "PER", "MINUTE", "STORAGE", "STATE"]
-    assert row.split() == [key.id, "a", "test", row.split()[3], "100", "60", "5.0GiB", "active"]
+    assert head.split() == [
+        "ID",
+        "NAME",
+        "CREATED",
+        "QUEUED",
+        "PER",
+        "MINUTE",
+        "STORAGE",
+        "SAFETY",
+        "STATE",
+    ]
+    assert row.split() == [
+        key.id,
+        "a",
+        "test",
+        row.split()[3],
+        "100",
+        "60",
+        "5.0GiB",
+        "-",
+        "active",
+    ]
     assert keys_command(tmp_path, "revoke", key.credential).returncode == 0
     assert " revoked 2" in keys_command(tmp_path, "list").stdout
     unknown = keys_command(tmp_path, "revoke", "nobody")
