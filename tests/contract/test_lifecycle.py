@@ -42,9 +42,7 @@ def try_to_start(data_dir: Path, *options: str, **env: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("safety", ["required", "optional"])
 @pytest.mark.parametrize("damage", ["absent", "corrupt"])
-def test_safety_must_be_decided(
-    tmp_path: Path, demo_model: Path, safety: str, damage: str
-) -> None:
+def test_safety_must_be_decided(tmp_path: Path, demo_model: Path, safety: str, damage: str) -> None:
     """Without a whole checker it starts only for those who say that they know."""
     folder = tmp_path / "model" / "safety_checker"
     if damage == "corrupt":
