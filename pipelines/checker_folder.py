@@ -62,12 +62,13 @@ def read_checker_folder(folder: Path, unsafe: Sequence[str] = ()) -> CheckerFold
     Raises `CheckerUnavailableError` for a folder that is missing, not whole, of no known kind, or
     without an unsafe label.
     """
-    if not folder.is_dir():
-        raise CheckerUnavailableError(f"{folder}: no such folder")
-    problems = list(_find_problems(folder))
-    if problems:
-        raise CheckerUnavailableError("\n".join(problems))
-    config: dict[str, Any] = _read(folder / CONFIG_NAME)
+    try:
+        problems = list(_find_problems(folder))
+        if problems:
+            raise CheckerUnavailableError("\n".join(problems))
+        config: dict[str, Any] = _read(folder / CONFIG_NAME)
+    except OSError as error:
+        raise CheckerUnavailableError(f"{folder}: cannot be read: {error.strerror}") from error
     architecture = _architecture_of(config)
     if architecture == STABLE_DIFFUSION:
         if unsafe:
@@ -94,6 +95,9 @@ def is_unsafe(label: str) -> bool:
 
 
 def _find_problems(folder: Path) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"{folder}: no such folder"
+        return
     for name in (CONFIG_NAME, PROCESSOR_NAME):
         path = folder / name
         if not path.is_file():

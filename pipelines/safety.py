@@ -90,6 +90,8 @@ def load_checker(
     try:
         network, processor = _load(found, dtype)
         network = network.to(device).eval()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the weights are read on another stream than this one
     except CheckerUnavailableError:
         raise
     except torch.OutOfMemoryError as error:

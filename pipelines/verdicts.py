@@ -13,6 +13,7 @@ from typing import Protocol
 from PIL import Image
 
 from pipelines.errors import CheckFailedError, ReferenceRefusedError
+from pipelines.types import GenerationSettings
 
 DEFAULT_THRESHOLD = 0.5
 """The least score that is flagged; fal's own."""
@@ -113,15 +114,31 @@ def black_out(image: Image.Image) -> Image.Image:
     return Image.new("RGB", image.size)
 
 
+def look(
+    checker: ImageChecker | None, image: Image.Image, settings: GenerationSettings
+) -> tuple[Image.Image, Verdict]:
+    """Return what may leave, the image or a black one, and why. The only way out for an image.
+
+    Raises as `ImageChecker.check`, and `CheckFailedError` where a check is due that nobody can
+    make: no image leaves on the word that it was looked at.
+    """
+    if not settings.check_safety:
+        return image, UNCHECKED
+    if checker is None:
+        raise CheckFailedError("the image must be checked, and no safety checker is loaded")
+    verdict = checker.check(image, settings.safety_tolerance)
+    return (black_out(image) if verdict.flagged else image), verdict
+
+
 def check_references(
-    checker: ImageChecker, paths: Sequence[Path], tolerance: int | None = None
+    checker: ImageChecker | None, paths: Sequence[Path], settings: GenerationSettings
 ) -> None:
     """Judge a request's reference images, before anything is made of them.
 
-    Raises `ReferenceRefusedError` for the first that is flagged, and what `check` raises.
+    Raises `ReferenceRefusedError` for the first that is flagged, and as `look` does.
     """
     for index, path in enumerate(paths):
         with Image.open(path) as picture:
-            image = picture.convert("RGB")
-        if checker.check(image, tolerance).flagged:
+            _, verdict = look(checker, picture.convert("RGB"), settings)
+        if verdict.flagged:
             raise ReferenceRefusedError(index)

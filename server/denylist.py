@@ -66,8 +66,9 @@ class DenyList:
         text = prompt[:PROMPT_CHARACTERS]
         # Unseen characters keep accents from joining their letters: look with and without them.
         bare = normalise("".join(char for char in text if not _is_unseen(char)))
+        joined = bare.replace(" ", "") if self._unspaced else ""
         for entry, line in self._unspaced.items():
-            if entry in bare.replace(" ", ""):
+            if entry in joined:
                 return line
         if not self._spaced:
             return None

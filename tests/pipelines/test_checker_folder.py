@@ -49,6 +49,7 @@ def test_every_missing_file_is_named(folder: Path) -> None:
     lines = _refusal(folder).splitlines()
     assert sorted(lines) == sorted(f"{folder / name}: missing" for name in names)
     assert _refusal(folder / "none").endswith("none: no such folder")
+    assert "cannot be read" in _refusal(folder / ("x" * 300))
 
 
 def test_a_pickle_is_no_substitute(folder: Path) -> None:

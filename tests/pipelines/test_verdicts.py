@@ -1,6 +1,7 @@
 """The rules of the check: thresholds, the second look, and what leaves in an image's place."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,20 +10,28 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.errors import CheckFailedError, ReferenceRefusedError
+from pipelines.types import GenerationSettings
 from pipelines.verdicts import (
     DEFAULT_THRESHOLD,
     TOLERANCES,
+    UNCHECKED,
     Band,
     Reason,
     Verdict,
     black_out,
     check_references,
     judge,
+    look,
     threshold_at,
 )
 
 SHARES = st.floats(0, 1, allow_subnormal=False)
 THRESHOLDS = st.floats(0.001, 1)
+
+
+SETTINGS = GenerationSettings(
+    width=16, height=16, num_inference_steps=4, guidance_scale=1.0, safety_tolerance=3
+)
 
 
 class DarkChecker:
@@ -115,8 +124,25 @@ def test_references_are_judged_in_order(tmp_path: Path) -> None:
         Image.new("RGB", (8 + index, 8), colour).save(paths[-1])
     checker = DarkChecker()
     with pytest.raises(ReferenceRefusedError) as caught:
-        check_references(checker, paths, 3)
+        check_references(checker, paths, SETTINGS)
     assert caught.value.index == 1
     assert checker.asked == [(8, 8), (9, 8)]
-    check_references(checker, paths[:1], 3)
-    check_references(checker, ())
+    check_references(checker, paths[:1], SETTINGS)
+    check_references(checker, paths, replace(SETTINGS, check_safety=False))
+    assert len(checker.asked) == 3
+
+
+def test_only_what_was_looked_at_leaves() -> None:
+    """As it is or black; unseen only where no check is due, and never where nobody can look."""
+    dark, light = (Image.new("RGB", (8, 4), name) for name in ("black", "white"))
+    checker = DarkChecker()
+    assert look(checker, light, SETTINGS) == (light, Verdict(False, None, Reason.OK))
+    shown, verdict = look(checker, dark, SETTINGS)
+    assert shown is not dark
+    assert (shown.size, verdict.flagged) == ((8, 4), True)
+    with pytest.raises(CheckFailedError, match="no safety checker"):
+        look(None, light, SETTINGS)
+    unchecked = replace(SETTINGS, check_safety=False)
+    for nobody in (None, checker):
+        assert look(nobody, dark, unchecked) == (dark, UNCHECKED)
+    assert len(checker.asked) == 2

@@ -20,6 +20,7 @@ from server.inputs import InputPreparer
 from server.jobs import Job
 from server.keyfile import KeyFile, KeyLimits, SafetyRule
 from server.keys import Caller
+from server.runners.messages import TO_RUNNER
 from server.safety import (
     REFUSED,
     SafetyRules,
@@ -105,7 +106,9 @@ def test_the_runner_is_told_what_the_settings_say(model: Path, tmp_path: Path) -
         quarantine=tmp_path / "blocked",
     )
     assert safety_options(settings) == expected
-    assert make_runner(settings, "cpu")._load.options.safety == expected
+    order = make_runner(settings, "cpu")._load
+    assert order.options.safety == expected
+    assert TO_RUNNER.validate_json(TO_RUNNER.dump_json(order)) == order
     with pytest.raises(ConfigurationError, match="no label porn"):
         find_checker(settings.model_copy(update={"safety_labels": ("porn",)}))
 
