@@ -31,3 +31,19 @@ class LoraError(PipelineError):
 
 class DoesNotFitError(PipelineError):
     """The model does not fit on the device; the message says what is missing, and where."""
+
+
+class CheckerUnavailableError(PipelineError):
+    """The safety checker cannot be loaded; the message has a line for each thing that is wrong."""
+
+
+class CheckFailedError(PipelineError):
+    """An image could not be judged, so it must not leave; the request fails."""
+
+
+class ReferenceRefusedError(PipelineError):
+    """The safety checker flags a reference image: number `index` of the request, from 0."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"reference image {index} is flagged")
+        self.index = index

@@ -1,11 +1,10 @@
 """A model folder in the diffusers layout: what must be in it, and whether it is whole. No torch."""
 
-import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.errors import ModelNotFoundError
+from pipelines.headers import problem_of, weight_files
 
 COMPONENT_FILES = {
     "transformer": "config.json",
@@ -38,15 +37,7 @@ def check_model_folder(folder: Path) -> None:
 
 def list_weight_files(folder: Path, component: str) -> list[Path]:
     """List a component's weight files: the shards that its index names, or the single file."""
-    stem = WEIGHTS[component]
-    index = folder / component / f"{stem}.safetensors.index.json"
-    if not index.is_file():
-        return [folder / component / f"{stem}.safetensors"]
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
-        return [index]  # which is then reported as unreadable
-    return [folder / component / shard for shard in sorted(shards)]
+    return weight_files(folder / component, WEIGHTS[component])
 
 
 def _find_problems(folder: Path) -> Iterator[str]:
@@ -59,29 +50,6 @@ def _find_problems(folder: Path) -> Iterator[str]:
             yield f"{path}: missing"
     for component in WEIGHTS:
         for path in list_weight_files(folder, component):
-            problem = _problem_of(path)
+            problem = problem_of(path)
             if problem:
                 yield f"{path}: {problem}"
-
-
-def _problem_of(path: Path) -> str | None:
-    """Say what is wrong with a safetensors file, by its header: a length, then JSON offsets.
-
-    Format: https://github.com/huggingface/safetensors#format.
-    """
-    if not path.is_file():
-        return "missing"
-    size_bytes = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (header_bytes,) = struct.unpack("<Q", file.read(8))
-            if header_bytes > size_bytes:
-                return "not a whole safetensors file"
-            header = json.loads(file.read(header_bytes))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, IndexError):
-        return "not a safetensors file"
-    expected_bytes = 8 + header_bytes + max(ends, default=0)
-    if size_bytes != expected_bytes:
-        return f"cut short: {size_bytes} bytes of {expected_bytes}"
-    return None

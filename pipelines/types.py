@@ -68,6 +68,22 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SafetyOptions:
+    """Which safety checker looks at images, and how strictly: the operator's choices.
+
+    `labels` names the labels of a classifier that are unsafe (none: known words tell), `threshold`
+    is the least score that is flagged. With `check_references` reference images must pass too.
+    Blocked images are kept in `quarantine`, if there is one.
+    """
+
+    folder: Path
+    labels: tuple[str, ...] = ()
+    threshold: float = 0.5
+    check_references: bool = False
+    quarantine: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """What has to be known to load a model: the operator's choices, none of a caller's.
 
@@ -76,7 +92,8 @@ class LoadOptions:
     a kernel of `pipelines.attention`. `flash_lora` is the file of the eight-step LoRA, by default
     the one in the model folder; with `flash_fallback` its endpoints work without it, in as many
     steps. `compile_cache` is a folder for compiled kernels, `cache_bytes` the most that remembered
-    prompts and references take. `profile` is a memory profile of `pipelines.plan`.
+    prompts and references take. `profile` is a memory profile of `pipelines.plan`. Without `safety`
+    nothing looks at images.
     """
 
     model: Path
@@ -90,6 +107,7 @@ class LoadOptions:
     compile_cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
     profile: str = "auto"
+    safety: SafetyOptions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,9 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
     limit = settings.body_limit_bytes
     for router in (
-        health.make_router(settings, store, dispatcher, metrics, clock, gateway.keys),
+        health.make_router(
+            settings, store, dispatcher, metrics, clock, gateway.keys, gateway.checker
+        ),
         openapi.make_router(),
         jwks.make_router(gateway.signer),
         files.make_router(store, gateway.files, metrics, clock),

@@ -20,11 +20,12 @@ from server.certs import TlsFiles, ensure_certificates
 from server.client_env import Box, Mode, client_env
 from server.errors import ConfigurationError
 from server.gateway import KEYS_FOLDER
-from server.keyfile import KeyFile, KeyLimits, StoredKey
+from server.keyfile import KeyFile, KeyLimits, SafetyRule, StoredKey
 from server.listen import serve as serve_app
 from server.machine import is_address, machine_names
 from server.memory import give_large_blocks_back
 from server.names import WILDCARD_HOSTS, configured_names, tls_folder
+from server.safety import describe_safety, find_checker
 from server.settings import Settings, load_settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
 from server.telemetry import configure_logging
@@ -189,6 +190,10 @@ def create_key(
     storage_bytes: Annotated[
         str, typer.Option(help="Most that its uploads may take, such as 5GiB; 0 for no limit.")
     ] = "0",
+    safety: Annotated[
+        SafetyRule | None,
+        typer.Option(help="Whether its images are checked, whatever the server's own rule is."),
+    ] = None,
     data_dir: DataDirOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -197,6 +202,7 @@ def create_key(
         queued_jobs=queued_jobs or None,
         requests_per_minute=requests_per_minute or None,
         storage_bytes=_read_size(storage_bytes) or None,
+        safety=safety,
     )
     file = _key_file(data_dir, config)
     try:
@@ -220,7 +226,7 @@ def list_keys(data_dir: DataDirOption = None, config: ConfigOption = None) -> No
         keys = file.read()
     except ConfigurationError as error:
         _fail(str(error))
-    head = ("ID", "NAME", "CREATED", "QUEUED", "PER MINUTE", "STORAGE", "STATE")
+    head = ("ID", "NAME", "CREATED", "QUEUED", "PER MINUTE", "STORAGE", "SAFETY", "STATE")
     rows = [head, *map(_key_row, keys)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     for row in rows:
@@ -278,6 +284,7 @@ def _key_row(key: StoredKey) -> tuple[str, ...]:
         str(limits.queued_jobs or "-"),
         str(limits.requests_per_minute or "-"),
         ByteSize(limits.storage_bytes).human_readable() if limits.storage_bytes else "-",
+        limits.safety or "-",
         "active" if key.revoked_at is None else f"revoked {_day(key.revoked_at)}",
     )
 
@@ -323,7 +330,7 @@ def _print_start(settings: Settings, tls: TlsFiles | None) -> None:
         )
     else:
         typer.echo(f"model: {settings.model}")
-    typer.echo("safety: off; images are served unchecked, has_nsfw_concepts is always false")
+    typer.echo(f"safety: {describe_safety(settings, find_checker(settings))}")
     typer.echo("flash: runs the 8 Turbo sigmas without a LoRA")
     if tls:
         typer.echo(f"CA for clients: {tls.ca_path.resolve()}")

@@ -25,6 +25,7 @@ from server.metrics import Metrics
 from server.outbound import Outbound, trusted_authorities
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
+from server.safety import SafetyRules, find_checker, safety_options
 from server.settings import ENV_PREFIX, Settings
 from server.signing import Signer
 from server.store import Store
@@ -53,6 +54,7 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         check_settings(settings)
+        self.checker = find_checker(settings)
         keys_folder = settings.data_dir / KEYS_FOLDER
         self.settings = settings
         self.keys = make_keyring(settings)
@@ -66,7 +68,14 @@ class Gateway:
         self.uploads = Uploads(settings, self.store, self.files, self.clock)
         self._fetcher = make_fetcher(settings)
         self._decoder = Decoder(settings)
-        self._inputs = InputPreparer(settings, self.files, self.store, self._fetcher, self._decoder)
+        self._inputs = InputPreparer(
+            settings,
+            self.files,
+            self.store,
+            self._fetcher,
+            self._decoder,
+            SafetyRules.of(settings, self.keys.get),
+        )
         self._webhooks = WebhookSender(
             Outbox(self.store),
             make_courier(settings),
@@ -159,6 +168,7 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
             flash_schedule=settings.flash_schedule,
             compile_cache=settings.data_dir / "cache",
             cache_bytes=settings.cache_bytes,
+            safety=safety_options(settings),
         ),
         log_level=settings.log_level,
     )
@@ -208,14 +218,8 @@ def _make_outbound(settings: Settings, name: str, entries: tuple[str, ...]) -> O
 def check_settings(settings: Settings) -> None:
     """Refuse to start on settings that would make the server lie.
 
-    Raises `ConfigurationError`.
+    Raises `ConfigurationError`. Whether there is a safety checker is asked by `find_checker`.
     """
-    if settings.safety != "off":
-        raise ConfigurationError(
-            f"safety is {settings.safety!r}, but this version has no safety checker yet, and "
-            "will not report has_nsfw_concepts for images that nobody looked at. "
-            "Set FLUX2_SAFETY=off to serve unchecked images on your own responsibility."
-        )
     if settings.connect_port is not None and settings.tls_port is None:
         raise ConfigurationError(
             "FLUX2_CONNECT_PORT leads clients to the HTTPS port, but FLUX2_TLS_PORT is none: give "

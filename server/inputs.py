@@ -27,6 +27,7 @@ from server.image_urls import (
 from server.jobs import Job
 from server.lifecycle import may_read
 from server.names import OwnNames
+from server.safety import SafetyRules
 from server.settings import Settings
 from server.store import Store
 
@@ -37,6 +38,9 @@ OPEN_INPUTS = 2
 
 SMALL_CHARACTERS = 64 * 1024
 """An input up to this long is parsed where it is read: a thread would take longer."""
+
+SMALL_PROMPT_CHARACTERS = 4 * 1024
+"""The same where there is a deny list, which takes longer than parsing."""
 
 
 class Fetches(Protocol):
@@ -79,6 +83,7 @@ class InputPreparer:
         store: Store,
         fetcher: Fetches,
         decoder: Decodes,
+        rules: SafetyRules,
     ) -> None:
         self._limit_bytes = settings.reference_limit_bytes
         self._spool = settings.data_dir / "spool"
@@ -86,6 +91,7 @@ class InputPreparer:
         self._store = store
         self._fetcher = fetcher
         self._decoder = decoder
+        self._rules = rules
         self._own_names = OwnNames.of(settings)
         self._opening = asyncio.Semaphore(OPEN_INPUTS)
 
@@ -96,9 +102,12 @@ class InputPreparer:
     async def read(self, job: Job) -> Order:
         """Return the job's validated input, its data URIs cut to what an error would repeat.
 
-        Raises `InputError` with one entry for every mistake.
+        Whether its images are checked is decided. Raises `InputError` with one entry for every
+        mistake, or for a prompt that is refused, and `RequestError` when a check is due that
+        nobody can make.
         """
-        return await self._open(job, lambda order: replace(order, image_urls=_cut_all(order)))
+        order = await self._open(job, lambda order: replace(order, image_urls=_cut_all(order)))
+        return self._rules.decide(order, job.owner)
 
     async def prepare(self, job: Job) -> tuple[Path, ...]:
         """Write each of the job's reference images to the spool and return the paths, in order.
@@ -127,11 +136,14 @@ class InputPreparer:
         """Return what `use` makes of the parsed input; the input itself is given up at once."""
 
         def work() -> T:
-            return use(find_endpoint(job.endpoint_id).parse(json.loads(text)))
+            order = find_endpoint(job.endpoint_id).parse(json.loads(text))
+            self._rules.refuse_prompt(order.prompt)
+            return use(order)
 
+        small = SMALL_PROMPT_CHARACTERS if self._rules.reads_prompts else SMALL_CHARACTERS
         async with self._opening:
             text = await self._store.read_input(job.request_id)
-            return work() if len(text) <= SMALL_CHARACTERS else await _in_thread(work)
+            return work() if len(text) <= small else await _in_thread(work)
 
     def _unpack(self, job: Job, order: Order) -> list[_Source]:
         """Move the images out of data URIs into files, so that no memory holds them any longer."""

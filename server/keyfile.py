@@ -33,6 +33,9 @@ CHECKSUM_CHARACTERS = 6
 
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 
+SafetyRule = Literal["required", "optional", "off"]
+"""Whether images must pass the safety checker: always, if the request says so, or never."""
+
 Count = Annotated[int, Field(gt=0)]
 Mark = tuple[int, int, int]
 
@@ -44,6 +47,7 @@ class KeyLimits:
     queued_jobs: Count | None = None
     requests_per_minute: Count | None = None
     storage_bytes: Count | None = None
+    safety: SafetyRule | None = None
 
 
 class StoredKey(BaseModel):

@@ -13,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from pipelines.types import Acceleration, Precision, Stage
+from pipelines.verdicts import Reason
 from server.catalogue import CATALOGUE
 from server.clock import Clock
 from server.jobs import Job, Priority, app_id_of
@@ -48,6 +49,9 @@ class Metrics:
         self._jobs = self._counter("jobs", "Completed requests", "outcome")
         self._images = self._counter(
             "images", "Images made, by how", "acceleration", "precision", "flash"
+        )
+        self._verdicts = self._counter(
+            "safety_verdicts", "Images by what the safety check said of them", "reason"
         )
         self._lost = self._counter("attempts_lost", "Attempts that ended without an outcome")
         self._cancelled = self._counter("cancelled", "Cancelled requests", "phase")
@@ -92,6 +96,10 @@ class Metrics:
         flash = FLASH_WORDS[applied["lora"] != "none"]
         self._images.labels(applied["acceleration"], applied["precision"], flash).inc(images)
 
+    def verdict(self, reason: Reason) -> None:
+        """Note what was said of an image before it left, or did not."""
+        self._verdicts.labels(reason.value).inc()
+
     def attempt_lost(self) -> None:
         """Note an attempt whose runner was lost."""
         self._lost.inc()
@@ -121,6 +129,7 @@ class Metrics:
         for family, values in (
             (self._cancelled, PHASES),
             (self._webhooks, WEBHOOK_RESULTS),
+            (self._verdicts, tuple(map(str, Reason))),
             (self._stage, TIMED_STAGES),
         ):
             for value in values:

@@ -22,16 +22,16 @@ from pydantic_settings import (
 
 from pipelines.demonstration import DEMO_CHECKPOINT, is_demo_checkpoint
 from pipelines.types import CACHE_BYTES, FlashSchedule
+from pipelines.verdicts import DEFAULT_THRESHOLD
 from server.errors import ConfigurationError
+from server.keyfile import SafetyRule
 
 ENV_PREFIX = "FLUX2_"
 CONFIG_VARIABLE = "FLUX2_CONFIG"
 MIB = 1024 * 1024
 
-Safety = Literal["required", "optional", "off"]
 
-
-def _default_safety(validated: dict[str, Any]) -> Safety:
+def _default_safety(validated: dict[str, Any]) -> SafetyRule:
     """Demand a checker, but for the checkpoint that can draw nothing to check for."""
     return "off" if is_demo_checkpoint(validated["model"]) else "required"
 
@@ -126,10 +126,33 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         CACHE_BYTES, ge=0, description="Most memory for remembered prompts and reference images."
     )
-    safety: Safety = Field(
+    safety: SafetyRule = Field(
         default_factory=_default_safety,
-        description="Whether images must pass the safety checker: `required`, but `off` for the "
-        "demonstration checkpoint.",
+        description="Whether images must pass the safety checker: `required`, `optional` for "
+        "callers to choose, or `off`, as by default for the demonstration checkpoint.",
+    )
+    safety_model: Path | None = Field(
+        None,
+        description="The folder of the safety checker; by default `safety_checker` in the model "
+        "folder.",
+    )
+    safety_threshold: float = Field(
+        DEFAULT_THRESHOLD, gt=0, le=1, description="The least score that is flagged."
+    )
+    safety_labels: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Which labels of the checker are unsafe, separated by commas; by default those "
+        "with words such as `nsfw` or `porn`.",
+    )
+    safety_references: bool = Field(
+        False, description="Whether reference images must pass the safety checker too."
+    )
+    safety_quarantine: Path | None = Field(
+        None, description="A folder where blocked images are kept for review; by default nowhere."
+    )
+    prompt_deny: Path | None = Field(
+        None,
+        description="A file of words that no prompt may have: one entry a line, `#` for comments.",
     )
     pipeline_factory: str = Field(
         "pipelines.loading:load_pipeline",
@@ -236,7 +259,8 @@ class Settings(BaseSettings):
         return None if isinstance(value, str) and value.lower() == "none" else value
 
     @field_validator(
-        "tls_names", "devices", "origins", "fetch_allow", "webhook_allow", mode="before"
+        *("tls_names", "devices", "origins", "fetch_allow", "webhook_allow", "safety_labels"),
+        mode="before",
     )
     @classmethod
     def _items_are_separated_by_commas(cls, value: Any) -> Any:

@@ -1,8 +1,8 @@
 """Writes a very small FLUX.2 with random weights, in the folder layout diffusers loads.
 
 Every number that code depends on is the real model's: channels, compression, hidden states,
-image patches, token roles. Widths and depths are not. Needs no network. Nothing else in the
-project knows that this model is small.
+image patches, token roles. Widths and depths are not. Its safety checker fires on red. Needs no
+network. Nothing else in the project knows that this model is small.
 """
 
 import argparse
@@ -18,7 +18,9 @@ import safetensors.torch
 import torch
 import transformers
 
+from pipelines.checker_folder import FOLDER_NAME
 from pipelines.compat import declare_torchvision_operators
+from pipelines.tools.colour_classifier import write_colour_classifier
 from pipelines.tools.model_parts import (
     SPECIAL_TOKENS,
     build_encoder_config,
@@ -36,7 +38,7 @@ TURBO_LORA_KEY = "transformer.{layer}.lora_{side}.weight"
 """How it names a layer's pair: side A down, B up. The layers have diffusers' names (Wan2GP issue
 1936); its card loads it by `load_lora_weights`, which needs the prefix before them."""
 
-_FORMAT = 1  # counted up whenever the files change, so that an old demo model is not mistaken
+_FORMAT = 2  # counted up whenever the files change, so that an old demo model is not mistaken
 _TEXT_WIDTH = 32
 _LORA_RANK = 4  # the real file has 256
 
@@ -90,6 +92,7 @@ def _write_components(folder: Path, seed: int) -> None:
     lora = folder / TURBO_LORA_PATH
     lora.parent.mkdir()
     safetensors.torch.save_file(_build_turbo_lora(transformer, random), lora)
+    write_colour_classifier(folder / FOLDER_NAME)
     open_to_all_readers(folder)
 
 

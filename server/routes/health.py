@@ -8,6 +8,7 @@ else does. Prometheus sends it as its bearer token (`authorization: {credentials
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from pipelines.checker_folder import CheckerFolder
 from server.admission import disk_problem
 from server.clock import Clock
 from server.dispatcher import Dispatcher
@@ -25,6 +26,7 @@ def make_router(
     metrics: Metrics,
     clock: Clock,
     keys: Keyring,
+    checker: CheckerFolder | None,
 ) -> APIRouter:
     """Make the routes over the given parts."""
     router = APIRouter(tags=["health"])
@@ -43,6 +45,7 @@ def make_router(
             "model": settings.model.name,
             "pipelines": dispatcher.descriptions,
             "safety": settings.safety,
+            "safety_checker": checker.description if checker else None,
             # No reason to send callers away: those whose keys were known before are served.
             "keys": "the key file cannot be used, see the log" if keys.problem else "ok",
             "private_targets": "listed ones" if is_inward else "none",

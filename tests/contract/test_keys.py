@@ -95,13 +95,38 @@ def test_the_commands_show_a_secret_once(tmp_path: Path) -> None:
     shown = keys_command(tmp_path, "list").stdout
     assert secret not in shown
     head, row = shown.splitlines()
-    assert head.split() == ["ID", "NAME", "CREATED", "QUEUED", "PER", "MINUTE", "STORAGE", "STATE"]
-    assert row.split() == [key.id, "a", "test", row.split()[3], "100", "60", "5.0GiB", "active"]
+    assert head.split() == [
+        "ID",
+        "NAME",
+        "CREATED",
+        "QUEUED",
+        "PER",
+        "MINUTE",
+        "STORAGE",
+        "SAFETY",
+        "STATE",
+    ]
+    assert row.split() == [
+        key.id,
+        "a",
+        "test",
+        row.split()[3],
+        "100",
+        "60",
+        "5.0GiB",
+        "-",
+        "active",
+    ]
+    create(tmp_path, "--safety", "optional")
+    assert keys_command(tmp_path, "list").stdout.splitlines()[-1].split()[-2:] == [
+        "optional",
+        "active",
+    ]
     assert keys_command(tmp_path, "revoke", key.credential).returncode == 0
     assert " revoked 2" in keys_command(tmp_path, "list").stdout
     unknown = keys_command(tmp_path, "revoke", "nobody")
     assert (unknown.returncode, "no key with the id" in unknown.stderr) == (2, True)
-    for wrong in (("--storage-bytes", "much"), ("--queued-jobs", "-1")):
+    for wrong in (("--storage-bytes", "much"), ("--queued-jobs", "-1"), ("--safety", "no")):
         assert keys_command(tmp_path, "create", "--name", "x", *wrong).returncode == 2
 
 

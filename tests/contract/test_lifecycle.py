@@ -40,11 +40,19 @@ def try_to_start(data_dir: Path, *options: str, **env: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_safety_must_be_decided(tmp_path: Path, demo_model: Path) -> None:
-    """Without a checker it starts only for those who say that they know."""
-    code, said = try_to_start(tmp_path, FLUX2_MODEL=str(demo_model))
+@pytest.mark.parametrize("safety", ["required", "optional"])
+@pytest.mark.parametrize("damage", ["absent", "corrupt"])
+def test_safety_must_be_decided(tmp_path: Path, demo_model: Path, safety: str, damage: str) -> None:
+    """Without a whole checker it starts only for those who say that they know."""
+    folder = tmp_path / "model" / "safety_checker"
+    if damage == "corrupt":
+        shutil.copytree(demo_model / "safety_checker", folder)
+        (folder / "model.safetensors").write_bytes(b"<html>not found</html>")
+    env = {"FLUX2_MODEL": str(tmp_path / "model"), "FLUX2_SAFETY": safety}
+    code, said = try_to_start(tmp_path / "data", **env)
     assert code == 2
     assert "FLUX2_SAFETY=off" in said
+    assert str(folder) in said
     assert "Traceback" not in said
 
 

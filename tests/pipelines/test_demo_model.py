@@ -23,6 +23,9 @@ FILES = {
     "demo_model.json",
     "flash/flux.2-turbo-lora.safetensors",
     "model_index.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "safety_checker/preprocessor_config.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/generation_config.json",
@@ -80,7 +83,7 @@ def pipeline(model: Path) -> Any:
 
 
 def test_the_folder_has_the_real_layout_and_only_safetensors(model: Path) -> None:
-    """Every file is one that the real repository has, but for the manifest and the LoRA."""
+    """Every file is one that the real one has, but for the manifest, the LoRA and the checker."""
     files = _files(model)
     assert set(files) == FILES
     assert sum(map(len, files.values())) < 6_000_000
@@ -96,7 +99,7 @@ def test_another_process_writes_the_same_bytes(model: Path, tmp_path: Path) -> N
     folder = tmp_path / "again"
     command = [sys.executable, "-W", "error", "-m", "pipelines.tools.demo_model", str(folder)]
     run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    assert run.stdout == f"the demo model is now in {folder} (4.3 MB)\n"
+    assert run.stdout == f"the demo model is now in {folder} (4.4 MB)\n"
     assert run.stderr == ""
     assert _files(folder) == _files(model)
 
@@ -104,7 +107,7 @@ def test_another_process_writes_the_same_bytes(model: Path, tmp_path: Path) -> N
 def test_another_seed_is_another_model_and_no_network_is_needed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the weights differ. The caller's own random numbers are not touched."""
+    """Only drawn weights differ. The caller's own random numbers are not touched."""
 
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("something reached for the network")
@@ -116,7 +119,10 @@ def test_another_seed_is_another_model_and_no_network_is_needed(
     assert torch.equal(torch.get_rng_state(), before)
     ours, others = _files(model), _files(tmp_path / "other")
     different = {name for name in FILES if ours[name] != others[name]}
-    assert different == {name for name in FILES if name.endswith(".safetensors")} | {MANIFEST_NAME}
+    drawn = {name for name in FILES if name.endswith(".safetensors")} - {
+        "safety_checker/model.safetensors"
+    }
+    assert different == drawn | {MANIFEST_NAME}
 
 
 def test_a_plain_load_is_all_float32(pipeline: Any) -> None:
@@ -259,7 +265,7 @@ def test_a_model_that_is_there_is_left_alone(
     """So a script may ask for it every time."""
     before = {path: path.stat().st_mtime_ns for path in model.rglob("*")}
     assert main([str(model)]) == 0
-    assert capsys.readouterr().out == f"the demo model was already in {model} (4.3 MB)\n"
+    assert capsys.readouterr().out == f"the demo model was already in {model} (4.4 MB)\n"
     assert {path: path.stat().st_mtime_ns for path in model.rglob("*")} == before
 
 
@@ -277,7 +283,7 @@ def test_anything_else_is_never_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     """A folder of other files, one whose manifest names what is not there, and a plain file."""
-    manifest = {"format": 1, "seed": 0, "files": {"model_index.json": 1}}
+    manifest = {"format": 2, "seed": 0, "files": {"model_index.json": 1}}
     (tmp_path / content).write_text(json.dumps(manifest))
     assert main([str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from server.files import FileStore
 from server.inputs import InputPreparer
+from server.keys import Caller
+from server.safety import SafetyRules
 from server.settings import Settings
 from server.store import Store
 
@@ -85,4 +87,5 @@ def make_preparer(
     decoder: Decoder | None = None,
 ) -> InputPreparer:
     """Make the prepare step over an empty web and the plain decoder, unless others are given."""
-    return InputPreparer(settings, files, store, web or Web(), decoder or Decoder())
+    rules = SafetyRules.of(settings, lambda owner: Caller(owner=owner))
+    return InputPreparer(settings, files, store, web or Web(), decoder or Decoder(), rules)

@@ -10,7 +10,7 @@ import pytest
 
 from server.app import create_app
 from server.errors import ConfigurationError
-from server.gateway import is_loopback, make_keyring
+from server.gateway import Gateway, is_loopback, make_keyring
 from server.settings import Settings
 
 
@@ -35,10 +35,32 @@ def test_without_a_checker_it_starts_only_when_told_off(
 
 
 def test_without_a_model_it_needs_no_word_on_safety(tmp_path: Path) -> None:
-    """The demonstration checkpoint alone may be served unchecked; a checker asked for is missed."""
-    create_app(Settings(data_dir=tmp_path / "data"))
-    with pytest.raises(ConfigurationError, match="FLUX2_SAFETY=off"):
-        create_app(Settings(data_dir=tmp_path / "data", safety="required"))
+    """The demonstration checkpoint alone is unchecked by default; it has a checker if asked."""
+    assert Gateway(Settings(data_dir=tmp_path / "data")).checker is None
+    checker = Gateway(Settings(data_dir=tmp_path / "data", safety="required")).checker
+    assert checker is not None
+    assert checker.unsafe == ("nsfw",)
+
+
+@pytest.mark.anyio
+async def test_readiness_names_the_checker(
+    make_settings: Callable[..., Settings], demo_model: Path
+) -> None:
+    """Its folder, kind and labels, or nothing where images are not checked."""
+    told = []
+    for changes in ({}, {"safety": "optional", "model": demo_model}):
+        app = create_app(make_settings(**changes))
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            ready = (await client.get("/health/ready")).json()
+            told.append((ready["safety"], ready["safety_checker"]))
+    assert told == [
+        ("off", None),
+        ("optional", "safety_checker (ViTForImageClassification: nsfw)"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.types import Stage
+from pipelines.verdicts import Reason
 from server import jobs
 from server.catalogue import CATALOGUE
 from server.jobs import Job, Outcome, Priority
@@ -26,6 +27,7 @@ FAMILIES = {
     "flux2_model_load_seconds": ("histogram", set()),
     "flux2_jobs": ("counter", {"outcome"}),
     "flux2_images": ("counter", {"acceleration", "precision", "flash"}),
+    "flux2_safety_verdicts": ("counter", {"reason"}),
     "flux2_attempts_lost": ("counter", set()),
     "flux2_cancelled": ("counter", {"phase"}),
     "flux2_webhook_attempts": ("counter", {"result"}),
@@ -186,6 +188,14 @@ def test_cancelled_by_phase(gauged: Gauged) -> None:
     gauged.complete(gauged.accept(), 504)
     assert gauged.value("flux2_cancelled_total", phase="queued") == 2
     assert gauged.value("flux2_cancelled_total", phase="running") == 1
+
+
+def test_verdicts_by_reason(gauged: Gauged) -> None:
+    """Every reason is there from the start, and each verdict counts once."""
+    for reason in Reason:
+        assert gauged.value("flux2_safety_verdicts_total", reason=reason.value) == 0
+    gauged.metrics.verdict(Reason.NSFW)
+    assert gauged.value("flux2_safety_verdicts_total", reason="nsfw") == 1
 
 
 def test_a_job_without_an_outcome_counts_nothing(gauged: Gauged) -> None:
