@@ -27,3 +27,11 @@ class FlashUnavailableError(PipelineError):
 
 class LoraError(PipelineError):
     """A LoRA file cannot be used; the message names the file and what is wrong with it."""
+
+
+class LanguageError(PipelineError):
+    """The text encoder cannot write or answer; the message says what is missing or wrong."""
+
+
+class CriteriaError(PipelineError):
+    """The file of criteria for prompts cannot be used; the message names the file and line."""
