@@ -77,6 +77,8 @@ class Mistral:
         self._ends = _end_tokens(self._model, self._processor.tokenizer)
         self._control = _control_tokens(self._processor.tokenizer)
         self._yes, self._no = (self._first_token(word) for word in ("yes", "no"))
+        if self._yes == self._no:
+            raise LanguageError("the text encoder's vocabulary cannot tell yes from no")
         self._fixed_cache: Any = None
         self._step = self._logits
         if compiled:
@@ -214,7 +216,8 @@ class Mistral:
             raise LanguageError(f"{length} tokens are more than the {MAX_INPUT_TOKENS} it may read")
         read = {"input_ids": inputs["input_ids"].to(self._device)}
         if images:
-            read["pixel_values"] = inputs["pixel_values"].to(self._device, self._model.dtype)
+            dtype = self._model.model.vision_tower.dtype
+            read["pixel_values"] = inputs["pixel_values"].to(self._device, dtype)
             read["image_sizes"] = inputs["image_sizes"].to(self._device)
         return read
 

@@ -147,6 +147,15 @@ def test_yes_and_no_are_the_only_answers(
     assert other.is_yes("Judge.", "Is it?")  # between equals the careful answer
 
 
+def test_a_vocabulary_without_yes_and_no_is_none(
+    oracle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If both words began with one token, each answer would be yes."""
+    monkeypatch.setattr(Mistral, "_first_token", lambda *_: 5)
+    with pytest.raises(LanguageError, match="cannot tell yes from no"):
+        Mistral(oracle, CPU)
+
+
 def test_what_is_no_number_is_an_error(oracle: Any) -> None:
     """A model whose weights are damaged must not clear anything by chance."""
     broken = derive(oracle.text_encoder, {"lm_head": _broken_head})
