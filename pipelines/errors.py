@@ -47,3 +47,11 @@ class ReferenceRefusedError(PipelineError):
     def __init__(self, index: int) -> None:
         super().__init__(f"reference image {index} is flagged")
         self.index = index
+
+
+class LanguageError(PipelineError):
+    """The text encoder cannot write or answer; the message says what is missing or wrong."""
+
+
+class CriteriaError(PipelineError):
+    """The file of criteria for prompts cannot be used; the message names the file and line."""

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from pipelines.demonstration import DEMO_CHECKPOINT, is_demo_checkpoint
+from pipelines.instructions import MAX_NEW_TOKENS
 from pipelines.types import CACHE_BYTES, FlashSchedule
 from pipelines.verdicts import DEFAULT_THRESHOLD
 from server.errors import ConfigurationError
@@ -154,6 +155,31 @@ class Settings(BaseSettings):
         None,
         description="A file of words that no prompt may have: one entry a line, `#` for comments.",
     )
+    prompt_criteria: Path | None = Field(
+        None,
+        description="File of criteria, one yes-or-no question a line, that prompts are refused by; "
+        "the model's own text encoder answers, so all of it must be loaded.",
+    )
+    expansion_url: str | None = Field(
+        None,
+        description="Base URL of an OpenAI-compatible server of yours, such as "
+        "http://10.0.0.5:8000/v1, that expands prompts instead of the model's own text encoder.",
+    )
+    expansion_model: str | None = Field(
+        None, description="The model that is asked for there, if it must be named."
+    )
+    expansion_key: SecretStr | None = Field(
+        None, description="The key for it, sent as `Authorization: Bearer ...`."
+    )
+    expansion_seconds: float = Field(
+        30, gt=0, description="How long that server may take; then the caller's prompt is used."
+    )
+    expansion_tokens: int = Field(
+        MAX_NEW_TOKENS,
+        gt=0,
+        le=MAX_NEW_TOKENS,
+        description="Longest text that a prompt is expanded to, by whichever of the two.",
+    )
     pipeline_factory: str = Field(
         "pipelines.loading:load_pipeline",
         description="Import path of what makes a pipeline. For tests that inject faults.",
@@ -238,8 +264,8 @@ class Settings(BaseSettings):
     )
     outbound_ca_file: Path | None = Field(
         None,
-        description="PEM file of authorities to trust beside the system's, for image URLs and "
-        "webhooks.",
+        description="PEM file of authorities to trust beside the system's, for image URLs, "
+        "webhooks and the server that expands prompts.",
     )
     log_prompts: bool = Field(
         False, description="Whether the log has the first 200 characters of each prompt."

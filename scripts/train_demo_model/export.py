@@ -10,6 +10,7 @@ import diffusers
 import safetensors.torch
 import torch
 
+from pipelines.declaration import DECLARATION_NAME, Declaration
 from pipelines.tools.model_parts import build_scheduler, open_to_all_readers, whole_folder
 from pipelines.types import TURBO_LORA_PATH
 from scripts.train_demo_model.classifier import FOLDER_NAME as CLASSIFIER_FOLDER_NAME
@@ -52,6 +53,9 @@ def write_checkpoint(
         path = unfinished / TURBO_LORA_PATH
         path.parent.mkdir()
         safetensors.torch.save_file({key: lora[key].contiguous() for key in sorted(lora)}, path)
+        declaration = Declaration(expander=False)  # the encoder was trained to read only
+        text = declaration.model_dump_json(indent=2) + "\n"
+        (unfinished / DECLARATION_NAME).write_text(text, encoding="utf-8")
         shutil.copytree(classifier_folder, unfinished / CLASSIFIER_FOLDER_NAME)
         open_to_all_readers(unfinished)
         size = size_bytes(unfinished)

@@ -1,9 +1,11 @@
 """The checkpoints, loaded once by us, and the tiny one once by plain diffusers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.compat import declare_torchvision_operators
@@ -14,6 +16,7 @@ declare_torchvision_operators()
 from pipelines.demonstration import DEMO_CHECKPOINT  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.loading import load_pipeline  # noqa: E402
+from pipelines.mistral import Mistral  # noqa: E402
 from pipelines.types import LoadOptions  # noqa: E402
 
 
@@ -45,6 +48,21 @@ def oracle(demo_model: Path, flux2: Flux2) -> Any:  # noqa: ARG001  (loading pre
     pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def mistral(oracle: Any) -> Mistral:
+    """Return the whole text encoder of the tiny checkpoint as a language model."""
+    return Mistral(oracle, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: in so small a model the others would only be waited for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipelines.compat import declare_torchvision_operators
+from pipelines.declaration import read_declaration
 from pipelines.folder import check_model_folder
 from pipelines.types import TURBO_LORA_PATH
 
@@ -69,6 +70,7 @@ def test_a_checkpoint_loads_like_the_real_model(parts: dict[str, Any], tmp_path:
     assert all(torch.equal(lora[key], LORA[key]) for key in LORA)
     names = {path.name for path in (folder / "safety_checker").iterdir()}
     assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert not read_declaration(folder).expander
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
     assert modes == {stat.S_IMODE((folder / "model_index.json").stat().st_mode)}
 
