@@ -7,8 +7,7 @@ Shapes: K = 512 text tokens, W the text encoder's width, R reference tokens, C =
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,7 @@ class TextEncoder:
             {
                 "layers": lambda layers: nn.ModuleList(layers[: READ_LAYERS[-1]]),
                 "norm": lambda _norm: nn.Identity(),
+                **{f"layers.{number - 1}": Tap for number in READ_LAYERS},
             },
         )
 
@@ -76,18 +76,35 @@ class TextEncoder:
             truncation=True,
             max_length=TEXT_TOKENS,
         )
-        read: list[torch.Tensor] = []
-        with ExitStack() as hooks:
-            for number in READ_LAYERS:
-                layer = self._language.layers[number - 1]
-                hook = layer.register_forward_hook(_append_output_to(read))
-                hooks.callback(hook.remove)
-            self._language(
-                input_ids=tokens["input_ids"].to(self._device),
-                attention_mask=tokens["attention_mask"].to(self._device),
-                use_cache=False,
-            )
-        return torch.cat(read, dim=-1)
+        self._language(
+            input_ids=tokens["input_ids"].to(self._device),
+            attention_mask=tokens["attention_mask"].to(self._device),
+            use_cache=False,
+        )
+        taps = (self._language.layers[number - 1] for number in READ_LAYERS)
+        return torch.cat([tap.take() for tap in taps], dim=-1)
+
+
+class Tap(nn.Module):
+    """Runs a layer and keeps what it gave, which nothing else that runs the layer sees."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self._given: torch.Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Do what the layer does."""
+        output = self.layer(*args, **kwargs)
+        self._given = output[0] if isinstance(output, tuple) else output
+        return output
+
+    def take(self) -> torch.Tensor:
+        """Return what the layer gave last, once. Raises `RuntimeError` if it has not run."""
+        given, self._given = self._given, None
+        if given is None:
+            raise RuntimeError("the layer has not run")
+        return given
 
 
 class ReferenceEncoder:
@@ -137,10 +154,3 @@ class ReferenceEncoder:
             picture, height=height, width=width, resize_mode="crop"
         )
         return pixels
-
-
-def _append_output_to(read: list[torch.Tensor]) -> Callable[..., None]:
-    def append(_layer: nn.Module, _inputs: object, output: Any) -> None:
-        read.append(output[0] if isinstance(output, tuple) else output)
-
-    return append

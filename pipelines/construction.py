@@ -4,6 +4,7 @@ The transformer's weights are read by threads of their own, while transformers l
 encoder. Neither is ever whole in more than one place.
 """
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,13 +28,15 @@ from pipelines.assembly import (  # noqa: E402
     is_compiled,
     keep_compiled_kernels,
 )
-from pipelines.errors import ModelNotFoundError  # noqa: E402
+from pipelines.declaration import read_declaration  # noqa: E402
+from pipelines.errors import DoesNotFitError, ModelNotFoundError  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.folder import list_weight_files  # noqa: E402
+from pipelines.language import make_language  # noqa: E402
 from pipelines.lora import Lora, attach  # noqa: E402
 from pipelines.memory import choose_plan  # noqa: E402
 from pipelines.model_size import read_model_size  # noqa: E402
-from pipelines.plan import Plan  # noqa: E402
+from pipelines.plan import USUAL_REQUEST, Plan  # noqa: E402
 from pipelines.prequantised import check_set, read_set  # noqa: E402
 from pipelines.probe import probe_card  # noqa: E402
 from pipelines.streaming import Slots  # noqa: E402
@@ -60,7 +63,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
     _silence_libraries()
     model = make_transformer(options.model)
     flash = find_flash_lora(model, options)
-    plan = _choose_plan(options, exact, has_flash=flash.lora is not None)
+    plan = plan_memory(options, exact, has_flash=flash.lora is not None)
     slots = Slots(device)
     with ThreadPoolExecutor(1, thread_name_prefix="transformer") as beside:
         reading = beside.submit(
@@ -75,6 +78,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
         pipe = _load_others(options, device, plan, slots, partial(on_progress, "text_encoder"))
         trees = reading.result()
     pipe.register_modules(transformer=next(tree for tree in trees if tree is not None))
+    compiled = is_compiled(options, device)
     pipeline = Flux2(
         pipe,
         device,
@@ -82,8 +86,9 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
         cache_bytes=options.cache_bytes,
         plan=plan,
         slots=slots,
+        language=make_language(options, pipe, device, plan, compiled=compiled),
     )
-    if device.type == "cuda" and is_compiled(options, device):
+    if device.type == "cuda" and compiled:
         pipeline.compile_decoder()
     on_progress("warm_up", 0.0)
     pipeline.warm_up()
@@ -108,19 +113,38 @@ def make_transformer(model: Path) -> Any:
         return diffusers.Flux2Transformer2DModel.from_config(config).eval()
 
 
-def _choose_plan(options: LoadOptions, exact: Precision, *, has_flash: bool) -> Plan:
-    card = probe_card(options.device)
+def plan_memory(options: LoadOptions, exact: Precision, *, has_flash: bool) -> Plan:
+    """Choose the plan, and with it how much of the text encoder is loaded.
+
+    All of it where the operator wants that, or needs it for criteria; by default where that takes
+    neither another profile nor the room for a usual request. Raises `DoesNotFitError`, and
+    `ModelNotFoundError` for a declaration of the checkpoint that cannot be read.
+    """
     size = read_model_size(options.model, options.flash_lora)
-    plan = choose_plan(card, size, options.profile, has_flash=has_flash, exact_precision=exact)
+    choose = partial(
+        choose_plan,
+        probe_card(options.device),
+        size,
+        has_flash=has_flash,
+        exact_precision=exact,
+    )
+    if options.text_encoder == "whole" or options.prompt_criteria:
+        plan = choose(options.profile, whole_text_encoder=True)
+    else:
+        plan = choose(options.profile)
+        if options.text_encoder == "auto" and read_declaration(options.model).expander:
+            with contextlib.suppress(DoesNotFitError):
+                whole = choose(plan.profile, whole_text_encoder=True)
+                plan = whole if whole.fits(USUAL_REQUEST) else plan
     log.info(
         "memory plan",
         profile=plan.profile,
         asked=options.profile,
-        device=card.name,
         exact=plan.exact_precision.value if plan.exact else None,
         fast=plan.fast.value if plan.fast else None,
         flash=plan.flash,
         text_encoder=plan.text_encoder,
+        whole_text_encoder=plan.whole_text_encoder,
         blocks=plan.blocks,
         weights_bytes=plan.weights_bytes,
         host_bytes=plan.host_bytes,

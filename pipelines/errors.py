@@ -55,3 +55,7 @@ class LanguageError(PipelineError):
 
 class CriteriaError(PipelineError):
     """The file of criteria for prompts cannot be used; the message names the file and line."""
+
+
+class PromptRefusedError(PipelineError):
+    """The prompt meets one of the operator's criteria; the message, for the log, says which."""

@@ -11,11 +11,10 @@ latent channels, H and W the image's sides / 16, S = H * W image tokens, R refer
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 import torch
@@ -26,7 +25,9 @@ from pipelines.acceleration import compute_mask
 from pipelines.cache import TensorCache
 from pipelines.conditioning import Condition, ReferenceEncoder, TextEncoder
 from pipelines.denoiser import Residuals
-from pipelines.errors import CancelledError, DeviceLostError, OutOfMemoryError
+from pipelines.device_errors import on_device
+from pipelines.errors import CancelledError, OutOfMemoryError
+from pipelines.language import NO_LANGUAGE, Language
 from pipelines.plan import Plan
 from pipelines.schedule import make_schedule
 from pipelines.streaming import Slots
@@ -43,10 +44,9 @@ from pipelines.types import (
     Step,
     Timings,
 )
+from pipelines.verdicts import SecondLook
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 WARM_UP_SIZE = (1024, 768)
 """fal's default size."""
@@ -64,16 +64,23 @@ class Flux2:
         cache_bytes: int = CACHE_BYTES,
         plan: Plan | None = None,
         slots: Slots | None = None,
+        language: Language = NO_LANGUAGE,
     ) -> None:
         self._pipe = pipe
         self._device = device
         self._transformers = transformers
         self._plan = plan
         self._slots = slots
+        self._language = language
         self._decoder_is_compiled = False
         cache = TensorCache(cache_bytes, device)
         self._text_encoder = TextEncoder(pipe, device, cache)
         self._reference_encoder = ReferenceEncoder(pipe, device, cache)
+
+    @property
+    def second_look(self) -> SecondLook | None:
+        """What judges images again: see `pipelines.types.Pipeline`."""
+        return self._language.second_look
 
     def generate(
         self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
@@ -88,15 +95,16 @@ class Flux2:
         _stop_if(is_cancelled)
         self._transformers.choose(request.settings)  # if there is none, tell before any work
         with self._streaming():
-            condition = _on_device(lambda: self.encode(request.prompt, request.reference_images))
+            prompt = on_device(lambda: self._language.choose_prompt(request, is_cancelled))
+            condition = on_device(lambda: self.encode(prompt, request.reference_images))
         self._admit(request.settings, condition)
         on_step(Step(Stage.ENCODE, 0, 1, 1))
         encode_seconds = time.monotonic() - started
         for index in range(request.num_images):
-            image = partial(
-                self._make_image, request, index, condition, encode_seconds, on_step, is_cancelled
-            )
-            yield _on_device(image)
+            image = partial(self._make_image, request, index, condition, on_step, is_cancelled)
+            picture, denoise_seconds, decode_seconds = on_device(image)
+            timings = Timings(encode_seconds, denoise_seconds, decode_seconds)
+            yield GeneratedImage(index, request.seed + index, picture, timings, prompt)
             encode_seconds = 0.0
 
     def describe(self, settings: GenerationSettings) -> Mapping[str, str]:
@@ -288,21 +296,19 @@ class Flux2:
         request: GenerationRequest,
         index: int,
         condition: Condition,
-        encode_seconds: float,
         on_step: OnStep,
         is_cancelled: IsCancelled,
-    ) -> GeneratedImage:
-        settings, seed = request.settings, request.seed + index
-        started = time.monotonic()
-        latents, ids = self.prepare(seed, settings.width, settings.height)
+    ) -> tuple[Image.Image, float, float]:
+        """Return an image, and the seconds that denoising and decoding took."""
+        settings, started = request.settings, time.monotonic()
+        latents, ids = self.prepare(request.seed + index, settings.width, settings.height)
         with self._streaming():
             latents = self.denoise(latents, ids, condition, settings, index, on_step, is_cancelled)
         denoised = time.monotonic()
         _stop_if(is_cancelled)
         picture = self.decode(latents, settings.width, settings.height)
         on_step(Step(Stage.DECODE, index, 1, 1))
-        timings = Timings(encode_seconds, denoised - started, time.monotonic() - denoised)
-        return GeneratedImage(index, seed, picture, timings)
+        return picture, denoised - started, time.monotonic() - denoised
 
 
 class _Pace:
@@ -330,18 +336,3 @@ class _Pace:
 def _stop_if(is_cancelled: IsCancelled) -> None:
     if is_cancelled():
         raise CancelledError("cancelled by the caller")
-
-
-def _on_device(work: Callable[[], T]) -> T:
-    """Do the work, with torch's device errors translated into ours.
-
-    Raised outside the `except` blocks, and so without a context: that would keep the old error's
-    frames alive, and with them the tensors that must be freed.
-    """
-    try:
-        return work()
-    except torch.OutOfMemoryError as error:
-        translated: Exception = OutOfMemoryError(str(error))
-    except torch.AcceleratorError as error:
-        translated = DeviceLostError(str(error))
-    raise translated

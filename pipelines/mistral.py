@@ -7,7 +7,9 @@ the words, the pictures and the seed alone, and the random numbers are its own.
 Shapes: B is always 1, T tokens of input, V tokens of the vocabulary.
 """
 
+import copy
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ def load_mistral(
 
 
 class Mistral:
-    """The whole text encoder of a loaded pipeline. For one thread.
+    """The whole text encoder of a loaded pipeline. Threads take turns.
 
     With `compiled` the step for each further token is compiled, on CUDA into one CUDA graph, and
     keys and values are kept in tensors of a fixed size: they stay allocated, 420 MB of the real
@@ -72,7 +74,9 @@ class Mistral:
         if missing:
             raise LanguageError(f"the text encoder is not whole: {', '.join(missing)}")
         self._model = pipe.text_encoder
-        self._processor = pipe.tokenizer
+        # Its own: tokenizers cannot be asked by two threads at a time, and prompts are read by one.
+        self._processor = copy.deepcopy(pipe.tokenizer)
+        self._turns = threading.Lock()
         self._device = device
         self._ends = _end_tokens(self._model, self._processor.tokenizer)
         self._control = _control_tokens(self._processor.tokenizer)
@@ -119,19 +123,20 @@ class Mistral:
         """
         most = min(max_new_tokens, MAX_NEW_TOKENS)
         random = torch.Generator("cpu").manual_seed(seed)
-        written = on_device(
-            lambda: self._write(
-                system,
-                user_text,
-                images,
-                lambda logits: draw(logits, temperature, random),
-                most,
-                is_cancelled,
+        with self._turns:
+            written = on_device(
+                lambda: self._write(
+                    system,
+                    user_text,
+                    images,
+                    lambda logits: draw(logits, temperature, random),
+                    most,
+                    is_cancelled,
+                )
             )
-        )
-        text: str = self._processor.tokenizer.decode(
-            written, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+            text: str = self._processor.tokenizer.decode(
+                written, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         return text
 
     def is_yes(self, system: str, question: str, images: Sequence[Image.Image] = ()) -> bool:
@@ -139,15 +144,17 @@ class Mistral:
 
         All other words are as if they could not be said. Raises as `write`.
         """
-        logits = on_device(lambda: self._answer(system, question, images))
+        with self._turns:
+            logits = on_device(lambda: self._answer(system, question, images))
         return bool(logits[self._yes] >= logits[self._no])
 
     def cut(self, text: str, tokens: int) -> str:
         """Return the beginning of a text that has so many tokens, and is all that is read of it."""
         text = text[: tokens * LONGEST_TOKEN_CHARACTERS]
-        offsets = self._processor.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True
-        )["offset_mapping"]
+        with self._turns:
+            offsets = self._processor.tokenizer(
+                text, add_special_tokens=False, return_offsets_mapping=True
+            )["offset_mapping"]
         return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
 
     @torch.no_grad()

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from pipelines.instructions import MAX_NEW_TOKENS
+
 SIZE_MULTIPLE_PIXELS = 16
 """One FLUX.2 token covers 16x16 pixels: the VAE reduces 8 times, the 2x2 patches twice more."""
 
@@ -92,8 +94,10 @@ class LoadOptions:
     a kernel of `pipelines.attention`. `flash_lora` is the file of the eight-step LoRA, by default
     the one in the model folder; with `flash_fallback` its endpoints work without it, in as many
     steps. `compile_cache` is a folder for compiled kernels, `cache_bytes` the most that remembered
-    prompts and references take. `profile` is a memory profile of `pipelines.plan`. Without `safety`
-    nothing looks at images.
+    prompts and references take. `profile` is a memory profile of `pipelines.plan`. `text_encoder`
+    is `whole`, with what it needs to write and judge, `prompts`, or `auto`: whole where that costs
+    nothing else. Expanded prompts have `expansion_tokens` at most; `prompt_criteria` are yes-or-no
+    questions that prompts are refused by. Without `safety` nothing looks at images.
     """
 
     model: Path
@@ -107,6 +111,9 @@ class LoadOptions:
     compile_cache: Path | None = None
     cache_bytes: int = CACHE_BYTES
     profile: str = "auto"
+    text_encoder: str = "auto"
+    expansion_tokens: int = MAX_NEW_TOKENS
+    prompt_criteria: tuple[str, ...] = ()
     safety: SafetyOptions | None = None
 
 
@@ -175,12 +182,16 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One finished image, before the safety check and before it is encoded to a file."""
+    """One finished image, before the safety check and before it is encoded to a file.
+
+    `prompt` is what it was made from: the request's, or what that was expanded to.
+    """
 
     index: int
     seed: int
     image: Image.Image
     timings: Timings
+    prompt: str
 
 
 OnLoadProgress = Callable[[str, float], None]
@@ -192,6 +203,11 @@ IsCancelled = Callable[[], bool]
 
 class Pipeline(Protocol):
     """A loaded model."""
+
+    @property
+    def second_look(self) -> Callable[[Image.Image], bool] | None:
+        """What judges images again that the safety checker is unsure of, from another thread."""
+        ...
 
     def release_memory(self) -> None:
         """Give back memory that is only cached, before a request is tried once more."""
@@ -214,6 +230,7 @@ class Pipeline(Protocol):
         `on_step` is called as work gets done, `is_cancelled` is asked before every step.
         Raises `CancelledError` at the next step once it says yes, `OutOfMemoryError` when this
         request does not fit, `FlashUnavailableError` when it needs a LoRA that is not there,
+        `PromptRefusedError` for a prompt that meets the operator's criteria,
         `DeviceLostError` when the process is past saving.
         """
         ...

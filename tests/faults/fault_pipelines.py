@@ -75,7 +75,8 @@ class FaultPipeline:
             seed = request.seed + index
             picture = Image.new("RGB", (settings.width, settings.height), (seed % 256, 0, 0))
             on_step(Step(Stage.DECODE, index, 1, 1))
-            yield GeneratedImage(index, seed, picture, Timings(0.0, 0.0, 0.0))
+            timings = Timings(0.0, 0.0, 0.0)
+            yield GeneratedImage(index, seed, picture, timings, request.prompt)
 
     def _fail(self, word: str) -> None:
         """Fail before the first step, if this word asks for it."""

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from pipelines import construction
-from pipelines.errors import DoesNotFitError, OutOfMemoryError
+from pipelines.demonstration import DEMO_CHECKPOINT
+from pipelines.errors import DoesNotFitError, LanguageError, OutOfMemoryError
 from pipelines.flux2 import Flux2
 from pipelines.memory import choose_plan
 from pipelines.plan import Plan
 from pipelines.streaming import HostEmbedding, Streamed
 from pipelines.types import Acceleration, LoadOptions, Precision
 from tests.pipelines.test_flux2 import make_latents, make_request
+from tests.pipelines.test_memory import REAL, make_card
 
 Load = Callable[..., Flux2]
 
@@ -29,7 +31,7 @@ def load(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
             return replace(choose_plan(*args, **kwargs), **changes)
 
         monkeypatch.setattr(construction, "choose_plan", choose)
-        options = LoadOptions(model=demo_model, device="cpu")
+        options = LoadOptions(model=demo_model, device="cpu", expansion_tokens=4)
         return construction.construct(options, lambda _stage, _fraction: None)[0]
 
     return load
@@ -86,6 +88,46 @@ def test_a_model_that_does_not_fit_is_not_loaded(demo_model: Path) -> None:
     options = LoadOptions(model=demo_model, device="cpu", profile="80gb")
     with pytest.raises(DoesNotFitError, match="profile 80gb .* made for another kind of device"):
         construction.construct(options, lambda _stage, _fraction: None)
+
+
+def test_the_text_encoder_is_whole_where_that_costs_nothing_else(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default; where memory is scarce it reads prompts, unless the operator wants more."""
+    monkeypatch.setattr(construction, "read_model_size", lambda *_paths: REAL)
+
+    def plan(card_gb: int, **changes: Any) -> Plan:
+        monkeypatch.setattr(construction, "probe_card", lambda _device: make_card(card_gb))
+        options = LoadOptions(**{"model": demo_model, **changes})
+        return construction.plan_memory(options, Precision.BFLOAT16, has_flash=True)
+
+    roomy, scarce = 180, 141
+    assert plan(roomy).whole_text_encoder
+    assert not plan(scarce).whole_text_encoder
+    assert plan(scarce).exact
+    assert plan(scarce, text_encoder="whole").whole_text_encoder
+    assert plan(scarce, prompt_criteria=("Is it rude?",)).whole_text_encoder
+    assert not plan(roomy, text_encoder="prompts").whole_text_encoder
+    assert not plan(roomy, model=DEMO_CHECKPOINT).whole_text_encoder
+
+
+def test_criteria_need_somebody_to_judge_by_them() -> None:
+    """A checkpoint whose encoder cannot answer is not served without its checks."""
+    options = LoadOptions(model=DEMO_CHECKPOINT, device="cpu", prompt_criteria=("Is it rude?",))
+    with pytest.raises(LanguageError, match="no language model: .* cannot write"):
+        construction.construct(options, lambda _stage, _fraction: None)
+
+
+def test_a_streamed_text_encoder_writes_the_same(load: Load) -> None:
+    """Its layers come and go for every token; it takes no second look beside other work."""
+    written, resident = (
+        load(text_encoder=placement)._language for placement in ("streamed", "resident")
+    )
+    request = make_request(expand_prompt=True)
+    texts = [language.choose_prompt(request, lambda: False) for language in (written, resident)]
+    assert texts[0] == texts[1] != request.prompt
+    assert written.second_look is None
+    assert resident.second_look is not None
 
 
 def test_progress_is_told_by_stage(demo_model: Path) -> None:

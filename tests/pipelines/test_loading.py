@@ -110,12 +110,14 @@ def test_bfloat16_can_be_asked_for(demo_model: Path) -> None:
 
 
 def test_layers_that_are_never_read_are_not_kept(demo_model: Path) -> None:
-    """Of the text encoder's 32 layers thirty stay in memory."""
-    pipeline, _ = load_pipeline(LoadOptions(model=demo_model, device="cpu"))
+    """Of the text encoder's 32 layers thirty stay in memory, where it only reads prompts."""
     from pipelines.flux2 import Flux2
 
-    assert isinstance(pipeline, Flux2)
-    assert len(pipeline._pipe.text_encoder.model.language_model.layers) == 30
+    for text_encoder, layers in (("prompts", 30), ("auto", 32), ("whole", 32)):
+        options = LoadOptions(model=demo_model, device="cpu", text_encoder=text_encoder)
+        pipeline, _ = load_pipeline(options)
+        assert isinstance(pipeline, Flux2)
+        assert len(pipeline._pipe.text_encoder.model.language_model.layers) == layers
 
 
 def test_a_missing_model_is_told_without_importing_torch(tmp_path: Path) -> None:
