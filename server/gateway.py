@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from pipelines.errors import CriteriaError
+from pipelines.screening import read_criteria
 from pipelines.types import LoadOptions
 from server.admission import Admission
 from server.clock import SteadyClock
@@ -15,6 +17,7 @@ from server.delivery import Courier
 from server.dispatcher import Dispatcher
 from server.errors import ConfigurationError
 from server.events import Events
+from server.expansion import RemoteExpander
 from server.fetch import Fetcher
 from server.files import FileStore
 from server.inputs import InputPreparer
@@ -68,6 +71,7 @@ class Gateway:
         self.uploads = Uploads(settings, self.store, self.files, self.clock)
         self._fetcher = make_fetcher(settings)
         self._decoder = Decoder(settings)
+        self._expander = RemoteExpander.of(settings)
         self._inputs = InputPreparer(
             settings,
             self.files,
@@ -75,6 +79,7 @@ class Gateway:
             self._fetcher,
             self._decoder,
             SafetyRules.of(settings, self.keys.get),
+            self._expander,
         )
         self._webhooks = WebhookSender(
             Outbox(self.store),
@@ -123,6 +128,8 @@ class Gateway:
                 await self.drain(0)
                 await self._webhooks.stop(WEBHOOK_STOP_SECONDS)
                 await self._fetcher.close()
+                if self._expander:
+                    await self._expander.close()
         finally:
             await self._decoder.stop()
             await self.store.close()
@@ -168,6 +175,9 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
             flash_schedule=settings.flash_schedule,
             compile_cache=settings.data_dir / "cache",
             cache_bytes=settings.cache_bytes,
+            text_encoder=text_encoder_for(settings),
+            expansion_tokens=settings.expansion_tokens,
+            prompt_criteria=criteria_of(settings),
             safety=safety_options(settings),
         ),
         log_level=settings.log_level,
@@ -178,6 +188,27 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
         step_seconds=settings.step_seconds,
     )
     return LocalRunner(load, limits)
+
+
+def criteria_of(settings: Settings) -> tuple[str, ...]:
+    """Read the questions that prompts are refused by.
+
+    Raises `ConfigurationError` for a file that cannot be used.
+    """
+    if settings.prompt_criteria is None:
+        return ()
+    try:
+        return read_criteria(settings.prompt_criteria)
+    except CriteriaError as error:
+        raise ConfigurationError(f"FLUX2_PROMPT_CRITERIA: {error}") from error
+
+
+def text_encoder_for(settings: Settings) -> str:
+    """Say how much of the text encoder is wanted: what another server writes needs none of ours."""
+    needs_none = settings.prompt_criteria is None and settings.safety == "off"
+    if settings.text_encoder == "auto" and settings.expansion_url and needs_none:
+        return "prompts"
+    return settings.text_encoder
 
 
 def make_keyring(settings: Settings) -> Keyring:

@@ -9,6 +9,7 @@ from server.files import NAME_PATTERN, URL_PREFIX
 from server.jobs import Need
 
 IMAGE_FIELD = "image_urls"
+EXPANSION_FIELD = "enable_prompt_expansion"
 MAX_URL_CHARACTERS = 8192
 """A longer one is no address of anything; data URIs have a limit of their own."""
 
@@ -35,8 +36,20 @@ def own_file_name(url: str, origin: str, names: Container[str]) -> str | None:
     return name if path.startswith(URL_PREFIX) and NAME_PATTERN.fullmatch(name) else None
 
 
-def need_of(endpoint: Endpoint, body: Any, origin: str, names: Container[str]) -> Need:
-    """Say what a request with this body, which nobody has validated yet, will have to wait for."""
+def need_of(
+    endpoint: Endpoint,
+    body: Any,
+    origin: str,
+    names: Container[str],
+    *,
+    expands_elsewhere: bool = False,
+) -> Need:
+    """Say what a request with this body, which nobody has validated yet, will have to wait for.
+
+    With `expands_elsewhere` prompts are expanded by another server: that is waiting for others too.
+    """
+    if expands_elsewhere and _asks_expansion(endpoint, body):
+        return Need.FETCHING
     if not endpoint.reference_limit:
         return Need.NOTHING
     urls = body.get(IMAGE_FIELD) if isinstance(body, dict) else None
@@ -54,3 +67,9 @@ def host_of(url: str) -> str | None:
     except ValueError:
         return None
     return host.removesuffix(".") if host and parts.scheme in ("http", "https") else None
+
+
+def _asks_expansion(endpoint: Endpoint, body: Any) -> bool:
+    fields = endpoint.input.model_fields
+    default = fields[EXPANSION_FIELD].default if EXPANSION_FIELD in fields else False
+    return bool(body.get(EXPANSION_FIELD, default)) if isinstance(body, dict) else False

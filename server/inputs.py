@@ -10,13 +10,14 @@ import binascii
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from server.catalogue import Order, find_endpoint
 from server.errors import ECHO_LIMIT_CHARACTERS, InputError, content_error
+from server.expansion import RemoteExpander
 from server.files import FileStore
 from server.image_urls import (
     IMAGE_FIELD,
@@ -41,6 +42,14 @@ SMALL_CHARACTERS = 64 * 1024
 
 SMALL_PROMPT_CHARACTERS = 4 * 1024
 """The same where there is a deny list, which takes longer than parsing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """A prompt that was written elsewhere, and the seed that it was written for."""
+
+    prompt: str
+    seed: int
 
 
 class Fetches(Protocol):
@@ -84,6 +93,7 @@ class InputPreparer:
         fetcher: Fetches,
         decoder: Decodes,
         rules: SafetyRules,
+        expander: RemoteExpander | None = None,
     ) -> None:
         self._limit_bytes = settings.reference_limit_bytes
         self._spool = settings.data_dir / "spool"
@@ -92,6 +102,7 @@ class InputPreparer:
         self._fetcher = fetcher
         self._decoder = decoder
         self._rules = rules
+        self._expander = expander
         self._own_names = OwnNames.of(settings)
         self._opening = asyncio.Semaphore(OPEN_INPUTS)
 
@@ -127,6 +138,23 @@ class InputPreparer:
         except BaseException:
             await self.release(job.request_id)
             raise
+
+    async def expand(self, job: Job, references: Sequence[Path]) -> Expanded | None:
+        """Have the job's prompt written by the operator's server, if it asks for that.
+
+        Whatever fails there, the caller's own prompt is returned. Raises `InputError` where what
+        was written is refused.
+        """
+        if self._expander is None:
+            return None
+        order = await self._open(job, lambda order: replace(order, image_urls=()))
+        if not order.settings.expand_prompt:
+            return None
+        expansion = await self._expander.expand(
+            order.prompt, references, seed=order.seed, request_id=job.request_id
+        )
+        self._rules.refuse_prompt(expansion.prompt)
+        return Expanded(expansion.prompt, order.seed)
 
     async def release(self, request_id: str) -> None:
         """Delete the request's spooled files."""

@@ -1,11 +1,12 @@
-"""Reference images, prepared for the head of the queue while the runners work.
+"""Reference images, and prompts written elsewhere, ready for the head of the queue before its turn.
 
 Nothing here changes a row, except that a request whose images cannot be had is ended at once. A
 restart prepares again.
 
 Images that are here already and images from elsewhere have places of their own, so that hosts
 that are slow or dead hold up nobody but requests of their own kind; among these the owners take
-turns. Requests without images are not looked at here at all, and never wait for any of this.
+turns. What waits for an operator's language model is as if it came from elsewhere. Requests that
+need neither are not looked at here at all, and never wait for any of this.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from server.errors import FalError
-from server.inputs import InputPreparer
+from server.inputs import Expanded, InputPreparer
 from server.jobs import Job, Need
 from server.store import Store, StoreUnavailableError
 
@@ -25,13 +26,21 @@ log = structlog.get_logger(__name__)
 STORAGE_RETRY_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a job waited for: its images, and its prompt if that was written elsewhere."""
+
+    references: tuple[Path, ...] = ()
+    expanded: Expanded | None = None
+
+
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """One job's images: on their way, ready (`references`), or with a runner (`taken`)."""
+    """What one job needs: on its way, ready (`prepared`), or with a runner (`taken`)."""
 
     job: Job
     task: asyncio.Task[None] | None = None
-    references: tuple[Path, ...] | None = None
+    prepared: Prepared | None = None
     taken: bool = False
 
 
@@ -89,21 +98,22 @@ class Prefetcher:
         return [
             request_id
             for request_id, entry in self._entries.items()
-            if entry.references is not None and not entry.taken
+            if entry.prepared is not None and not entry.taken
         ]
 
-    async def take(self, job: Job) -> tuple[Path, ...]:
-        """Return the images of a claimed job, and keep them until it is over or given back.
+    async def take(self, job: Job) -> Prepared:
+        """Return what a claimed job needs, and keep its images until it is over or given back.
 
         What is not there any more is prepared again. Raises as `InputPreparer.prepare`.
         """
         entry = self._entries.get(job.request_id)
-        if entry is None or entry.references is None or not all(map(Path.exists, entry.references)):
-            references = await self._inputs.prepare(job)
-            entry = self._entries[job.request_id] = _Entry(job, references=references)
+        prepared = entry.prepared if entry else None
+        if entry is None or prepared is None or not all(map(Path.exists, prepared.references)):
+            prepared = await self._make(job)
+            entry = self._entries[job.request_id] = _Entry(job, prepared=prepared)
         entry.taken = True
         self.wake()
-        return entry.references or ()
+        return prepared
 
     def give_back(self, request_id: str) -> None:
         """Note that a job's attempt was lost: it waits again, with its images."""
@@ -167,7 +177,7 @@ class Prefetcher:
 
     async def _prepare_once(self, entry: _Entry) -> None:
         try:
-            entry.references = await self._inputs.prepare(entry.job)
+            entry.prepared = await self._make(entry.job)
         except (StoreUnavailableError, OSError):
             raise
         except FalError as error:
@@ -178,6 +188,10 @@ class Prefetcher:
             await self._on_failed(entry.job, None)
         else:
             self._on_ready()
+
+    async def _make(self, job: Job) -> Prepared:
+        references = await self._inputs.prepare(job)
+        return Prepared(references, await self._inputs.expand(job, references))
 
     async def _drop_all(self, *, with_taken: bool) -> None:
         for request_id, entry in list(self._entries.items()):

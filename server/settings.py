@@ -101,6 +101,11 @@ class Settings(BaseSettings):
         description="How the model is laid out in memory; by default in the best way that has "
         "room. `flux2-serve doctor` tells which have.",
     )
+    text_encoder: Literal["auto", "whole", "prompts"] = Field(
+        "auto",
+        description="Whether all of the text encoder is loaded, so that it can expand prompts and "
+        "judge: by default where that takes neither another profile nor room for usual requests.",
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Whether the transformer's blocks are compiled: on a GPU, by default. `off` "

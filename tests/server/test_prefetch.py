@@ -135,7 +135,7 @@ async def test_a_few_are_prepared_ahead_and_in_order(head: Head) -> None:
     first = await head.claim()
     assert first is not None
     assert first.request_id == "a"
-    (path,) = await head.prefetcher.take(first)
+    (path,) = (await head.prefetcher.take(first)).references
     assert path.exists()
     await head.until_ready("b", "c")
 
@@ -267,7 +267,7 @@ async def test_images_that_are_gone_are_prepared_again(head: Head) -> None:
     job = await head.claim()
     assert job is not None
     shutil.rmtree(head.spool)
-    (path,) = await head.prefetcher.take(job)
+    (path,) = (await head.prefetcher.take(job)).references
     assert path.exists()
     assert head.web.asked == ["http://a"] * 2
 
@@ -278,7 +278,7 @@ async def test_a_stop_leaves_only_what_runs(head: Head) -> None:
     await head.until_ready("running")
     job = await head.claim()
     assert job is not None
-    (path,) = await head.prefetcher.take(job)
+    (path,) = (await head.prefetcher.take(job)).references
     await head.submit_slow("slow")
     await head.submit("ready", IMAGE)
     await head.until_ready("ready")
