@@ -11,6 +11,7 @@ from pipelines.errors import CriteriaError
 from pipelines.screening import read_criteria
 from pipelines.types import LoadOptions
 from server.admission import Admission
+from server.attempts import Parts
 from server.clock import SteadyClock
 from server.decoder import Decoder
 from server.delivery import Courier
@@ -38,7 +39,6 @@ from server.tickets import Tickets
 from server.upkeep import recover, sweep
 from server.uploads import Uploads
 from server.webhooks import WebhookSender
-from server.worker import Parts
 
 log = structlog.get_logger(__name__)
 
