@@ -24,11 +24,12 @@ from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, Outcome
 from server.metrics import Metrics
-from server.prefetch import Prefetcher
+from server.prefetch import Prefetcher, Prepared
 from server.results import build_outcome, cancelled_error, delete_files, error_outcome, our_fault
 from server.runners.connection import RunnerAbsentError, RunnerDiedError
 from server.runners.local import Generated, GenerationFailedError, LocalRunner
 from server.runners.messages import Progress
+from server.safety import refused_prompt, refused_reference
 from server.settings import Settings
 from server.store import Store, StoreUnavailableError
 
@@ -142,14 +143,14 @@ class Attempt:
             order = await self._until_stored(lambda: self._parts.inputs.read(job))
             if order.sync_mode:
                 keep_seconds = self._parts.settings.sync_result_seconds
-            generated = await self._draw(order)
+            prepared = await self._take(order)
+            order = prepared.apply_to(order)
+            generated = await self._draw(order, prepared.references)
             return await self._until_stored(
                 lambda: self._build(endpoint, order, generated, keep_seconds)
             )
         except FalError as error:
             return error_outcome(error, keep_seconds)
-        except GenerationFailedError as error:
-            return error_outcome(_failure(error), keep_seconds)
         except RunnerDiedError:
             raise
         except Exception:
@@ -157,10 +158,14 @@ class Attempt:
             log.exception("the attempt failed", request_id=job.request_id)
             return error_outcome(our_fault(), keep_seconds)
 
-    async def _draw(self, order: Order) -> Generated:
-        references: tuple[Path, ...] = ()
-        if order.image_urls:
-            references = await self._until_stored(lambda: self._prefetcher.take(self.job))
+    async def _take(self, order: Order) -> Prepared:
+        """Return what the job had to wait for."""
+        is_elsewhere = self._parts.settings.expansion_url is not None
+        if order.image_urls or (order.settings.expand_prompt and is_elsewhere):
+            return await self._until_stored(lambda: self._prefetcher.take(self.job))
+        return Prepared()
+
+    async def _draw(self, order: Order, references: tuple[Path, ...]) -> Generated:
         if self._cancelled:
             raise cancelled_error()
         request = GenerationRequest(
@@ -181,11 +186,18 @@ class Attempt:
             since = now
             self._parts.events.log(progress.request_id, _describe(progress, order.num_images))
 
-        generated = await self._runner.run(
-            request, order.output_format, on_progress, self._free_device
-        )
+        try:
+            generated = await self._runner.run(
+                request, order.output_format, on_progress, self._free_device
+            )
+        except GenerationFailedError as error:
+            raise _failure(error, order) from error
         if generated.done:
             self._parts.metrics.applied(generated.done.applied, len(generated.images))
+            if generated.done.prompt != order.prompt:
+                self._parts.inputs.judge_prompt(generated.done.prompt)
+        for image, _ in generated.images.values():
+            self._parts.metrics.verdict(image.verdict)
         return generated
 
     async def _build(
@@ -279,7 +291,7 @@ def _describe(progress: Progress, num_images: int) -> str:
     return f"{image}: decoded."
 
 
-def _failure(error: GenerationFailedError) -> RequestError:
+def _failure(error: GenerationFailedError, order: Order) -> FalError:
     """Translate what the runner says into fal's answers; its details stay in our own log."""
     if error.reason == "cancelled":
         return cancelled_error()
@@ -287,4 +299,9 @@ def _failure(error: GenerationFailedError) -> RequestError:
         return RequestError(503, "CUDA error: out of memory", "runner_server_error")
     if error.reason == "unavailable":
         return RequestError(503, str(error), "runner_server_error")
+    if error.reason == "prompt_refused":
+        log.info("prompt refused", criterion=str(error))
+        return refused_prompt(order.prompt)
+    if error.reason == "reference_refused":
+        return refused_reference(error.index, order.image_urls[error.index])
     return RequestError(500, "Internal Server Error", "runner_server_error")

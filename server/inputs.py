@@ -153,8 +153,12 @@ class InputPreparer:
         expansion = await self._expander.expand(
             order.prompt, references, seed=order.seed, request_id=job.request_id
         )
-        self._rules.refuse_prompt(expansion.prompt)
+        self.judge_prompt(expansion.prompt)
         return Expanded(expansion.prompt, order.seed)
+
+    def judge_prompt(self, prompt: str) -> None:
+        """Raise `InputError` for a prompt, written by a model, that no caller may send either."""
+        self._rules.refuse_prompt(prompt)
 
     async def release(self, request_id: str) -> None:
         """Delete the request's spooled files."""

@@ -68,7 +68,8 @@ class StoredFile:
 class Outcome:
     """What a job came to: the answer that its result route replays.
 
-    `body` is JSON text; `applied` tells in a header how the images were really made.
+    `body` is JSON text; `applied` tells in a header how the images were really made, `verdicts`
+    what the safety check said of each, in order, separated by commas.
     `keep_seconds` counts from completion; after that input and result are erased. The files have
     times of their own.
     """
@@ -79,6 +80,7 @@ class Outcome:
     error_type: str | None = None
     inference_seconds: float | None = None
     applied: str | None = None
+    verdicts: str | None = None
     logs: str = "[]"
     files: tuple[StoredFile, ...] = ()
 

@@ -11,11 +11,12 @@ need neither are not looked at here at all, and never wait for any of this.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
+from server.catalogue import Order
 from server.errors import FalError
 from server.inputs import Expanded, InputPreparer
 from server.jobs import Job, Need
@@ -32,6 +33,14 @@ class Prepared:
 
     references: tuple[Path, ...] = ()
     expanded: Expanded | None = None
+
+    def apply_to(self, order: Order) -> Order:
+        """Return the order as it is to be drawn."""
+        if self.expanded is None:
+            return order
+        settings = replace(order.settings, expand_prompt=False)
+        prompt, seed = self.expanded.prompt, self.expanded.seed
+        return replace(order, prompt=prompt, seed=seed, settings=settings)
 
 
 @dataclass(eq=False, slots=True)

@@ -84,6 +84,7 @@ def build_outcome(
         keep_seconds=keep_seconds,
         inference_seconds=generated.done.timings["inference"],
         applied=", ".join(f"{name}={value}" for name, value in generated.done.applied.items()),
+        verdicts=",".join(image.verdict.value for image, _ in images),
         files=tuple(stored),
     )
 

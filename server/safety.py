@@ -114,7 +114,7 @@ class SafetyRules:
         line = self._deny.find(prompt)
         if line is not None:
             log.info("prompt refused", deny_list_line=line)
-            raise content_error("content_policy_violation", REFUSED, loc=("prompt",), value=prompt)
+            raise refused_prompt(prompt)
 
     def decide(self, order: Order, owner: str) -> Order:
         """Return the order with `check_safety` as it holds, whatever its caller asked for.
@@ -135,6 +135,11 @@ class SafetyRules:
                 "runner_server_error",
             )
         return replace(order, settings=replace(order.settings, check_safety=is_due))
+
+
+def refused_prompt(prompt: str) -> InputError:
+    """Make the answer for a prompt that the operator does not want."""
+    return content_error("content_policy_violation", REFUSED, loc=("prompt",), value=prompt)
 
 
 def refused_reference(index: int, url: str) -> InputError:

@@ -61,6 +61,7 @@ class GenerationFailedError(Exception):
     def __init__(self, failure: Failed) -> None:
         super().__init__(failure.detail)
         self.reason = failure.reason
+        self.index = failure.index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,14 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from pipelines.types import GenerationRequest, LoadOptions, Stage
+from pipelines.verdicts import Reason
 from server.schemas import OutputFormat
 
 LENGTHS = struct.Struct(">II")
 
-FailureReason = Literal["cancelled", "out_of_memory", "unavailable", "error"]
+FailureReason = Literal[
+    "cancelled", "out_of_memory", "unavailable", "prompt_refused", "reference_refused", "error"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +90,17 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """Runner to gateway: one finished image; the frame's payload holds the file's bytes."""
+    """Runner to gateway: one finished image; the frame's payload holds the file's bytes.
+
+    `verdict` says what the safety check found. Of a flagged image the bytes are a black one's.
+    """
 
     request_id: str
     index: int
     content_type: str
     width: int
     height: int
+    verdict: Reason
     has_nsfw_concept: bool
     kind: Literal["image"] = "image"
 
@@ -102,7 +109,8 @@ class Image:
 class Done:
     """Runner to gateway: all images of the request were sent; `timings` holds seconds.
 
-    `applied` tells how they were really made, as `pipelines.types.Pipeline.describe` says it.
+    `prompt` is what they were made from, `applied` tells how they were really made, as
+    `pipelines.types.Pipeline.describe` says it.
     """
 
     request_id: str
@@ -117,11 +125,13 @@ class Failed:
     """Runner to gateway: the request failed, the runner is well.
 
     `detail` stays in our logs, but for `unavailable`, where it tells the caller what is missing.
+    `index` is that of the reference image that is refused.
     """
 
     request_id: str
     reason: FailureReason
     detail: str
+    index: int = 0
     kind: Literal["failed"] = "failed"
 
 

@@ -1,7 +1,7 @@
 """The runner: a child process that owns the device and makes images.
 
-One request at a time is drawn. Its images are encoded and sent by a second thread, which also
-has its last word, while the next one is drawn already.
+One request at a time is drawn. Its images are checked, encoded and sent by a second thread, which
+also has its last word, while the next one is drawn already.
 
 Started by `local` as `python -m server.runners.runner_main FD`, FD being its end of a socket
 pair. When the gateway dies the socket closes, and the runner ends at once.
@@ -25,8 +25,12 @@ from pipelines.errors import (
     FlashUnavailableError,
     OutOfMemoryError,
     PipelineError,
+    PromptRefusedError,
+    ReferenceRefusedError,
 )
-from pipelines.types import GeneratedImage, LoadOptions, Pipeline, Step
+from pipelines.review import keep_for_review
+from pipelines.types import GeneratedImage, LoadOptions, Pipeline, SafetyOptions, Step
+from pipelines.verdicts import ImageChecker, Verdict, check_references, look
 from server.children import die_with_parent
 from server.images import encode
 from server.runners.messages import (
@@ -58,8 +62,13 @@ FAILURES: dict[type[PipelineError], FailureReason] = {
     CancelledError: "cancelled",
     OutOfMemoryError: "out_of_memory",
     FlashUnavailableError: "unavailable",
+    PromptRefusedError: "prompt_refused",
+    ReferenceRefusedError: "reference_refused",
 }
 """What a request may fail of while the runner stays well."""
+
+CHECKER_MODULE = "pipelines.safety"
+"""By name: like the pipeline it imports torch, which this module must not."""
 
 PipelineFactory = Callable[[LoadOptions], tuple[Pipeline, str]]
 
@@ -72,6 +81,8 @@ class Runner:
         self._write_lock = threading.Lock()
         self._orders: queue.SimpleQueue[Load | Run] = queue.SimpleQueue()
         self._cancels: dict[str, threading.Event] = {}
+        self._safety: SafetyOptions | None = None
+        self._checker: ImageChecker | None = None
         # One thread, so that images and last words come in order.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
@@ -94,6 +105,7 @@ class Runner:
             module_name, _, function_name = order.pipeline_factory.partition(":")
             factory: PipelineFactory = getattr(importlib.import_module(module_name), function_name)
             pipeline, description = factory(order.options)
+            self._load_checker(order.options, pipeline)
         except Exception as error:
             log.exception("the pipeline cannot be loaded")
             reason = str(error) if isinstance(error, PipelineError) else repr(error)
@@ -102,6 +114,12 @@ class Runner:
         seconds = round(time.monotonic() - started, 3)
         self._send(Ready(description=description, load_seconds=seconds))
         return pipeline
+
+    def _load_checker(self, options: LoadOptions, pipeline: Pipeline) -> None:
+        self._safety = options.safety
+        if options.safety:
+            make_checker = importlib.import_module(CHECKER_MODULE).make_checker
+            self._checker = make_checker(options, pipeline.second_look)
 
     def _run(self, pipeline: Pipeline, order: Run) -> None:
         """Draw the images of a request, and leave all that is to be said of it to the encoder."""
@@ -117,7 +135,7 @@ class Runner:
 
     def _draw(self, pipeline: Pipeline, order: Run, images: list[Future[None]]) -> Done | Failed:
         """Give each image to the encoder as it is drawn; return what the request came to."""
-        request = order.request
+        request, prompt = order.request, order.request.prompt
 
         def on_step(step: Step) -> None:
             self._send(
@@ -131,9 +149,13 @@ class Runner:
             )
 
         def generate() -> float:
+            nonlocal prompt
             started = time.monotonic()
+            if self._safety and self._safety.check_references:
+                check_references(self._checker, request.reference_images, request.settings)
             is_cancelled = self._cancels[request.request_id].is_set
             for generated in pipeline.generate(request, on_step, is_cancelled):
+                prompt = generated.prompt
                 image = self._encoder.submit(self._send_image, order, generated)
                 images.append(image)
             return time.monotonic() - started
@@ -142,7 +164,7 @@ class Runner:
             applied = dict(pipeline.describe(request.settings))
             inference_seconds = _with_one_retry(generate, pipeline)
         except tuple(FAILURES) as error:
-            return _failed(order, FAILURES[type(error)], error)
+            return _failed(order, _reason_of(error), error)
         except DeviceLostError:
             log.exception("the device is lost", request_id=request.request_id)
             self._encoder.shutdown()  # the request before this one may still be saved
@@ -152,30 +174,55 @@ class Runner:
             return _failed(order, "error", error)
         return Done(
             request_id=request.request_id,
-            prompt=request.prompt,
+            prompt=prompt,
             timings={"inference": round(inference_seconds, 4)},
             applied=applied,
         )
 
     def _send_image(self, order: Run, generated: GeneratedImage) -> None:
-        encoded = encode(generated.image, order.output_format)
+        """Send what may leave: the image, or a black one. There is no other way out."""
+        image, verdict = look(self._checker, generated.image, order.request.settings)
+        if verdict.flagged:
+            self._keep_for_review(order, generated, verdict)
+        encoded = encode(image, order.output_format)
         message = Image(
             request_id=order.request.request_id,
             index=generated.index,
             content_type=encoded.content_type,
             width=encoded.width,
             height=encoded.height,
-            has_nsfw_concept=False,  # the gateway starts without a checker only when told so
+            verdict=verdict.reason,
+            has_nsfw_concept=verdict.flagged,
         )
         self._send(message, encoded.data)
+
+    def _keep_for_review(self, order: Run, generated: GeneratedImage, verdict: Verdict) -> None:
+        request_id = order.request.request_id
+        log.info(
+            "image blocked",
+            request_id=request_id,
+            index=generated.index,
+            reason=verdict.reason.value,
+            score=verdict.score,
+        )
+        if self._safety is None or self._safety.quarantine is None:
+            return
+        try:
+            keep_for_review(
+                self._safety.quarantine, request_id, generated.index, generated.image, verdict
+            )
+        except OSError as error:
+            log.error("cannot keep a blocked image", request_id=request_id, reason=str(error))
 
     def _finish(self, order: Run, last_word: Done | Failed, images: list[Future[None]]) -> None:
         """Say the last word of a request, behind its images: one of them may have failed."""
         errors = [image.exception() for image in images if not image.cancelled()]
         error = next(filter(None, errors), None)
         if error and isinstance(last_word, Done):
-            log.error("an image cannot be encoded", request_id=last_word.request_id, exc_info=error)
-            last_word = _failed(order, "error", error)
+            log.error("an image cannot leave", request_id=last_word.request_id, exc_info=error)
+            if isinstance(error, DeviceLostError):
+                os._exit(EXIT_DEVICE_LOST)
+            last_word = _failed(order, _reason_of(error), error)
         self._send(last_word)
 
     def _send(self, message: FromRunner, payload: bytes = b"") -> None:
@@ -201,9 +248,15 @@ class Runner:
         os._exit(EXIT_GATEWAY_GONE)
 
 
+def _reason_of(error: BaseException) -> FailureReason:
+    return next((FAILURES[kind] for kind in FAILURES if isinstance(error, kind)), "error")
+
+
 def _failed(order: Run, reason: FailureReason, error: BaseException) -> Failed:
     detail = str(error) if reason == "unavailable" else f"{type(error).__name__}: {error}"
-    return Failed(request_id=order.request.request_id, reason=reason, detail=detail)
+    index = error.index if isinstance(error, ReferenceRefusedError) else 0
+    request_id = order.request.request_id
+    return Failed(request_id=request_id, reason=reason, detail=detail, index=index)
 
 
 def _with_one_retry(generate: Callable[[], float], pipeline: Pipeline) -> float:

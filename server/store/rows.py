@@ -6,7 +6,7 @@ from typing import Any
 
 from server.jobs import Job, JobStatus, Need, Outcome, Priority, StoredFile
 
-OUTCOME_COLUMNS = ("http_status", "error_type", "inference_seconds", "applied", "logs")
+OUTCOME_COLUMNS = ("http_status", "error_type", "inference_seconds", "applied", "verdicts", "logs")
 
 
 def row_of(job: Job) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
             error_type=row["error_type"],
             inference_seconds=row["inference_seconds"],
             applied=row["applied"],
+            verdicts=row["verdicts"],
             logs=row["logs"],
             files=files,
         )

@@ -68,6 +68,8 @@ class FaultPipeline:
     def __init__(self) -> None:
         self._memory_released = False
 
+    second_look = None
+
     def release_memory(self) -> None:
         """Remember that it was asked to."""
         self._memory_released = True

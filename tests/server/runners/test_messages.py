@@ -12,6 +12,7 @@ from pipelines.types import (
     LoadOptions,
     Stage,
 )
+from pipelines.verdicts import Reason
 from server.runners.messages import (
     FROM_RUNNER,
     LENGTHS,
@@ -84,11 +85,13 @@ def test_a_request_survives_the_frame_exactly() -> None:
             content_type="image/png",
             width=1,
             height=2,
+            verdict=Reason.NSFW,
             has_nsfw_concept=True,
         ),
         Drawn(request_id="r"),
         Done(request_id="r", prompt="❄", timings={"inference": 0.25}, applied={"steps": "8"}),
         Failed(request_id="r", reason="out_of_memory", detail="x"),
+        Failed(request_id="r", reason="reference_refused", detail="x", index=3),
     ],
 )
 def test_answers_survive_the_frame_with_their_payload(message: FromRunner) -> None:
