@@ -56,10 +56,12 @@ class Flux2:
         transformers: Transformers,
         *,
         cache_bytes: int = CACHE_BYTES,
+        build: str = "none",
     ) -> None:
         self._pipe = pipe
         self._device = device
         self._transformers = transformers
+        self._build = build
         cache = TensorCache(cache_bytes, device)
         self._text_encoder = TextEncoder(pipe, device, cache)
         self._reference_encoder = ReferenceEncoder(pipe, device, cache)
@@ -96,6 +98,7 @@ class Flux2:
             "steps": str(len(mask)),
             "computed_steps": str(sum(mask)),
             "guidance_scale": f"{settings.guidance_scale:g}",
+            "build": self._build,
         }
 
     def warm_up(self) -> None:

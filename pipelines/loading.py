@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.build import build_id, describe_build, keep_build
 from pipelines.errors import ModelNotFoundError
 from pipelines.types import LoadOptions, Pipeline
 
@@ -69,7 +70,9 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
     drop_unread_layers(pipe.text_encoder)
     description = f"{options.model.name} on {device} in {str(dtype).removeprefix('torch.')}"
     trees = assemble(pipe.transformer, device, options)
-    pipeline = Flux2(pipe, device, trees, cache_bytes=options.cache_bytes)
+    build = describe_build(options, _device_name(device), str(dtype).removeprefix("torch."))
+    name = keep_build(build, options.builds) if options.builds else build_id(build)
+    pipeline = Flux2(pipe, device, trees, cache_bytes=options.cache_bytes, build=name)
     pipeline.warm_up()
     return pipeline, description
 
@@ -142,6 +145,13 @@ def _choose_device(asked: str, *, has_cuda: bool) -> str:
     if asked.startswith("cuda") and not has_cuda:
         raise ModelNotFoundError(f"device {asked} was asked for, but torch finds no CUDA device")
     return asked
+
+
+def _device_name(device: Any) -> str:
+    """Return what is computed on: one kind of card gives the same picture, another may not."""
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
 def _choose_dtype(asked: str, device_type: str) -> str:

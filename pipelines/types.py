@@ -75,8 +75,8 @@ class LoadOptions:
     `float32` or `bfloat16`. `compile` is `auto` (on a GPU), `on` or `off`; `attention` is `auto` or
     a kernel of `pipelines.attention`. `flash_lora` is the file of the eight-step LoRA, by default
     the one in the model folder; with `flash_fallback` its endpoints work without it, in as many
-    steps. `compile_cache` is a folder for compiled kernels, `cache_bytes` the most that remembered
-    prompts and references take.
+    steps. `compile_cache` is a folder for compiled kernels, `builds` one for notes of what images
+    come from, `cache_bytes` the most that remembered prompts and references take.
     """
 
     model: Path
@@ -88,6 +88,7 @@ class LoadOptions:
     flash_fallback: bool = False
     flash_schedule: FlashSchedule = FlashSchedule.CARD
     compile_cache: Path | None = None
+    builds: Path | None = None
     cache_bytes: int = CACHE_BYTES
 
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from pipelines.types import LoadOptions
 from server.admission import Admission
 from server.clock import SteadyClock
 from server.decoder import Decoder
@@ -21,6 +20,7 @@ from server.inputs import InputPreparer
 from server.jobs import Job
 from server.keyfile import KeyFile
 from server.keys import Keyring
+from server.loading import load_options
 from server.metrics import Metrics
 from server.outbound import Outbound, trusted_authorities
 from server.runners.local import Limits, LocalRunner
@@ -147,18 +147,7 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
     """Make the runner for one device; it starts when the dispatcher does."""
     load = Load(
         pipeline_factory=settings.pipeline_factory,
-        options=LoadOptions(
-            model=settings.model,
-            device=device,
-            dtype=settings.dtype,
-            compile=settings.compile,
-            attention=settings.attention,
-            flash_lora=settings.flash_lora,
-            flash_fallback=settings.flash_fallback == "steps",
-            flash_schedule=settings.flash_schedule,
-            compile_cache=settings.data_dir / "cache",
-            cache_bytes=settings.cache_bytes,
-        ),
+        options=load_options(settings, device),
         log_level=settings.log_level,
     )
     limits = Limits(

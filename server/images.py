@@ -7,7 +7,7 @@ from typing import Literal
 from PIL import Image
 
 from server.provenance.credentials import sign
-from server.provenance.markers import Marking, marker_options
+from server.provenance.markers import DEFAULT_MARKING, Marking, marker_options
 from server.schemas import OutputFormat
 
 CONTENT_TYPES = {
@@ -53,9 +53,6 @@ class EncodedImage:
     content_type: str
     width: int
     height: int
-
-
-DEFAULT_MARKING = Marking()
 
 
 def encode(

@@ -44,6 +44,9 @@ class Marking:
     credentials: Credentials | None = None
 
 
+DEFAULT_MARKING = Marking()
+
+
 def marker_options(model: str, output_format: OutputFormat) -> dict[str, Any]:
     """Return what Pillow's `save` takes to write the marker into a file of this format."""
     model = "".join(character for character in model if character.isprintable())
