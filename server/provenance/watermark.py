@@ -1,4 +1,4 @@
-"""A watermark that nobody sees and that re-encoding and resizing leave: one bit, "made here".
+"""A faint watermark that re-encoding and resizing leave: one bit, "made here".
 
 Spread spectrum in the DCT domain (Cox, Kilian, Leighton, Shamoon 1997, doi:10.1109/83.650120),
 found without the original (Barni, Bartolini, Cappellini, Piva 1998,
