@@ -28,6 +28,7 @@ from pipelines.assembly import (  # noqa: E402
     is_compiled,
     keep_compiled_kernels,
 )
+from pipelines.build import build_id, describe_build, keep_build  # noqa: E402
 from pipelines.declaration import read_declaration  # noqa: E402
 from pipelines.errors import DoesNotFitError, ModelNotFoundError  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
@@ -87,6 +88,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
         plan=plan,
         slots=slots,
         language=make_language(options, pipe, device, plan, compiled=compiled),
+        build=_note_build(options, device, exact),
     )
     if device.type == "cuda" and compiled:
         pipeline.compile_decoder()
@@ -214,6 +216,16 @@ def _load_others(
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _note_build(options: LoadOptions, device: torch.device, exact: Precision) -> str:
+    """Keep a note of all that images come from; return its name.
+
+    Of a device its kind counts: one kind of card gives the same picture, another may not.
+    """
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    build = describe_build(options, kind, exact.value)
+    return keep_build(build, options.builds) if options.builds else build_id(build)
 
 
 def _choose_device(asked: str, *, has_cuda: bool) -> str:

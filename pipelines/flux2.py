@@ -65,6 +65,7 @@ class Flux2:
         plan: Plan | None = None,
         slots: Slots | None = None,
         language: Language = NO_LANGUAGE,
+        build: str = "none",
     ) -> None:
         self._pipe = pipe
         self._device = device
@@ -73,6 +74,7 @@ class Flux2:
         self._slots = slots
         self._language = language
         self._decoder_is_compiled = False
+        self._build = build
         cache = TensorCache(cache_bytes, device)
         self._text_encoder = TextEncoder(pipe, device, cache)
         self._reference_encoder = ReferenceEncoder(pipe, device, cache)
@@ -117,6 +119,7 @@ class Flux2:
             "steps": str(len(mask)),
             "computed_steps": str(sum(mask)),
             "guidance_scale": f"{settings.guidance_scale:g}",
+            "build": self._build,
         }
 
     def warm_up(self) -> None:

@@ -93,11 +93,12 @@ class LoadOptions:
     `float32` or `bfloat16`. `compile` is `auto` (on a GPU), `on` or `off`; `attention` is `auto` or
     a kernel of `pipelines.attention`. `flash_lora` is the file of the eight-step LoRA, by default
     the one in the model folder; with `flash_fallback` its endpoints work without it, in as many
-    steps. `compile_cache` is a folder for compiled kernels, `cache_bytes` the most that remembered
-    prompts and references take. `profile` is a memory profile of `pipelines.plan`. `text_encoder`
-    is `whole`, with what it needs to write and judge, `prompts`, or `auto`: whole where that costs
-    nothing else. Expanded prompts have `expansion_tokens` at most; `prompt_criteria` are yes-or-no
-    questions that prompts are refused by. Without `safety` nothing looks at images.
+    steps. `compile_cache` is a folder for compiled kernels, `builds` one for notes of what images
+    come from, `cache_bytes` the most that remembered prompts and references take. `profile` is a
+    memory profile of `pipelines.plan`. `text_encoder` is `whole`, with what it needs to write and
+    judge, `prompts`, or `auto`: whole where that costs nothing else. Expanded prompts have
+    `expansion_tokens` at most; `prompt_criteria` are yes-or-no questions that prompts are refused
+    by. Without `safety` nothing looks at images.
     """
 
     model: Path
@@ -109,6 +110,7 @@ class LoadOptions:
     flash_fallback: bool = False
     flash_schedule: FlashSchedule = FlashSchedule.CARD
     compile_cache: Path | None = None
+    builds: Path | None = None
     cache_bytes: int = CACHE_BYTES
     profile: str = "auto"
     text_encoder: str = "auto"

@@ -4,13 +4,10 @@ fal's Python client speaks only https, and whoever maps fal's host names to the 
 certificate in those names: no public authority would sign either. Nothing here uses the network.
 """
 
-import contextlib
-import fcntl
 import ipaddress
-import os
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,19 +18,24 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from server.authority import (
+    RENEW_BEFORE,
+    Authority,
+    certificate_builder,
+    key_pem,
+    key_usage,
+    load_authority,
+    load_ca,
+    locked,
+    pem_of,
+)
 from server.durable import write_durable
-from server.errors import ConfigurationError
 from server.machine import normalise_name
 from server.names import EXTRA_NAMES, remembered_names, server_names
-
-BACKDATE = timedelta(days=1)
-"""How far before now a certificate begins, for clients whose clock is slow."""
 
 CA_VALIDITY = timedelta(days=3650)
 LEAF_VALIDITY = timedelta(days=395)
 """With the backdating 396 days: Apple's systems refuse server certificates above 398."""
-
-RENEW_BEFORE = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,6 @@ class TlsFiles:
     ca_path: Path
     certificate_path: Path
     key_path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _Authority:
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
 
 
 def ensure_certificates(
@@ -65,22 +61,22 @@ def ensure_certificates(
     now = now or datetime.now(UTC)
     extra = [normalise_name(name) for name in extra_names]
     files = TlsFiles(folder / "ca.pem", folder / "server.pem", folder / "server-key.pem")
-    with _locked(folder):
+    with locked(folder):
         _remember(folder, extra)
         names = _subject_names(server_names(folder))
-        ca = _load_ca(files.ca_path)
+        ca = load_ca(files.ca_path)
         if ca is None or now >= ca.not_valid_after_utc:
             authority = _make_ca(now)
-            write_durable(folder / "ca-key.pem", _key_pem(authority.key))
-            write_durable(files.ca_path, _pem([authority.certificate]), 0o644)
+            write_durable(folder / "ca-key.pem", key_pem(authority.key))
+            write_durable(files.ca_path, pem_of([authority.certificate]), 0o644)
             ca = authority.certificate
         if not _is_current(files, ca, names, now):
             key = ec.generate_private_key(ec.SECP256R1())
-            leaf = _make_leaf(_load_authority(folder, ca), key, names, now)
+            leaf = _make_leaf(load_authority(folder, ca), key, names, now)
             # Key first: a crash between the two leaves a pair that does not match, which the
             # next start notices, as it does for the CA, whose certificate is missing then.
-            write_durable(files.key_path, _key_pem(key))
-            write_durable(files.certificate_path, _pem([leaf, ca]), 0o644)
+            write_durable(files.key_path, key_pem(key))
+            write_durable(files.certificate_path, pem_of([leaf, ca]), 0o644)
     return files
 
 
@@ -95,7 +91,7 @@ def _subject_names(names: Iterable[str]) -> list[x509.GeneralName]:
     return found
 
 
-def _make_ca(now: datetime) -> _Authority:
+def _make_ca(now: datetime) -> Authority:
     """Make a CA that can sign server certificates and nothing else.
 
     It carries no name constraints, although clients are asked to trust it. A list of permitted
@@ -109,19 +105,19 @@ def _make_ca(now: datetime) -> _Authority:
     # A different name for each CA: stores find issuers by name, and one client may trust two boxes.
     label = f"flux2-serve {socket.gethostname()[:32]} {secrets.token_hex(4)}"
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, label)])
-    usage = _key_usage(digital_signature=False, certificate_signing=True)
+    usage = key_usage(digital_signature=False, certificate_signing=True)
     certificate = (
-        _builder(subject, subject, key.public_key(), now, now + CA_VALIDITY)
+        certificate_builder(subject, subject, key.public_key(), now, now + CA_VALIDITY)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return _Authority(certificate, key)
+    return Authority(certificate, key)
 
 
 def _make_leaf(
-    ca: _Authority,
+    ca: Authority,
     key: ec.EllipticCurvePrivateKey,
     names: Iterable[x509.GeneralName],
     now: datetime,
@@ -130,48 +126,15 @@ def _make_leaf(
     end = min(now + LEAF_VALIDITY, ca.certificate.not_valid_after_utc)
     issuer_key = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     authority_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key.value)
-    usage = _key_usage(digital_signature=True, certificate_signing=False)
+    usage = key_usage(digital_signature=True, certificate_signing=False)
     return (
-        _builder(subject, ca.certificate.subject, key.public_key(), now, end)
+        certificate_builder(subject, ca.certificate.subject, key.public_key(), now, end)
         .add_extension(authority_id, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(ca.key, hashes.SHA256())
-    )
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    now: datetime,
-    end: datetime,
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(end)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _key_usage(*, digital_signature: bool, certificate_signing: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        key_cert_sign=certificate_signing,
-        crl_sign=certificate_signing,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
     )
 
 
@@ -197,31 +160,6 @@ def _is_current(
     )
 
 
-def _load_ca(path: Path) -> x509.Certificate | None:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{path} is not a certificate; restore it, or remove it to start a new CA"
-        ) from error
-
-
-def _load_authority(folder: Path, ca: x509.Certificate) -> _Authority:
-    """Load the CA's key. A missing one is no reason for a new CA: it may be kept elsewhere."""
-    path = folder / "ca-key.pem"
-    key = None
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
-        raise ConfigurationError(
-            f"the server's certificate must be renewed, but {path} does not hold the key of "
-            "ca.pem; restore it, or remove ca.pem to start a new CA that clients must install"
-        )
-    return _Authority(ca, key)
-
-
 def _remember(folder: Path, names: Sequence[str]) -> None:
     """Add `names` to those in the folder's file.
 
@@ -231,30 +169,3 @@ def _remember(folder: Path, names: Sequence[str]) -> None:
     all_names = list(dict.fromkeys([*known, *names]))
     if all_names != known:
         write_durable(folder / EXTRA_NAMES, "".join(f"{name}\n" for name in all_names).encode())
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process, such as `flux2-serve certs` beside a starting server, out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-        for key in folder.glob("*-key.pem"):
-            key.chmod(0o600)  # as they may not be after a restored backup
-    finally:
-        os.close(descriptor)
-
-
-def _pem(certificates: Iterable[x509.Certificate]) -> bytes:
-    return b"".join(item.public_bytes(serialization.Encoding.PEM) for item in certificates)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )

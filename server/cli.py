@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import structlog
@@ -16,17 +16,21 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipelines.demonstration import DEMO_SUBJECTS, is_demo_checkpoint
 from server.app import create_app
+from server.c2pa_certs import C2PA_FOLDER, C2paFiles, ensure_c2pa_certificates
 from server.certs import TlsFiles, ensure_certificates
+from server.cli_parts import ConfigOption, DataDirOption, ModelOption, fail, load
+from server.cli_provenance import receipt, replay, watermark
 from server.client_env import Box, Mode, client_env
 from server.errors import ConfigurationError
 from server.gateway import KEYS_FOLDER
 from server.keyfile import KeyFile, KeyLimits, SafetyRule, StoredKey
 from server.listen import serve as serve_app
 from server.machine import is_address, machine_names
+from server.marking import check_marking
 from server.memory import give_large_blocks_back
 from server.names import WILDCARD_HOSTS, configured_names, tls_folder
 from server.safety import describe_safety, find_checker
-from server.settings import Settings, load_settings
+from server.settings import Settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
 from server.telemetry import configure_logging
 
@@ -44,15 +48,13 @@ app.add_typer(keys_app, name="keys")
 weights_app = typer.Typer(help="Prepare a model's weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 
+app.command()(receipt)
+app.command()(replay)
+app.command()(watermark)
+
 DEFAULT_QUEUED_JOBS = 100
 """A tenth of what the queue holds by default, so that no key can fill it for the others."""
 
-ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
-ModelOption = Annotated[
-    Path | None,
-    typer.Option(help="The model's diffusers folder; else the demonstration checkpoint."),
-]
-DataDirOption = Annotated[Path | None, typer.Option(help="Queue, files, certificates, caches.")]
 HostOption = Annotated[str | None, typer.Option(help="The address to listen on.")]
 PortOption = Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")]
 TlsPortOption = Annotated[
@@ -70,20 +72,21 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve the model. Every option is also a setting: FLUX2_MODEL, FLUX2_DATA_DIR, ..."""
-    settings = _load(
+    settings = load(
         model=model, data_dir=data_dir, host=host, port=port, tls_port=tls_port, config=config
     )
     configure_logging(settings.log_level)
     give_large_blocks_back()
     try:
+        check_marking(settings)
         application = create_app(settings)
         make_tls = partial(_certificates, settings) if settings.tls_port is not None else None
         _print_start(settings, make_tls() if make_tls else None)
         asyncio.run(serve_app(application, settings, make_tls))
     except (ConfigurationError, StoreLockedError, StoreCorruptError) as error:
-        _fail(str(error))
+        fail(str(error))
     except StoreUnavailableError as error:
-        _fail(error.body["detail"])
+        fail(error.body["detail"])
 
 
 @app.command("demo-model")
@@ -105,7 +108,7 @@ def doctor(
     config: ConfigOption = None,
 ) -> None:
     """Say whether the model is whole, what this machine has, and what of it fits where."""
-    settings = _load(model=model, config=config, profile=profile)
+    settings = load(model=model, config=config, profile=profile)
     command = [sys.executable, "-P", "-m", "pipelines.tools.doctor"]
     command += ["--model", str(settings.model), "--dtype", settings.dtype]
     command += ["--profile", settings.profile]
@@ -124,7 +127,7 @@ def quantize(
     config: ConfigOption = None,
 ) -> None:
     """Write the transformer's blocks in 8 bits into the model folder, for faster starts."""
-    settings = _load(model=model, config=config)
+    settings = load(model=model, config=config)
     command = [sys.executable, "-P", "-m", "pipelines.tools.quantise"]
     command += ["--model", str(settings.model), "--precision", precision]
     command += ["--dtype", "bfloat16" if settings.dtype == "auto" else settings.dtype]
@@ -137,14 +140,20 @@ def certs(
     name: Annotated[
         list[str] | None, typer.Option(help="A further host name or address; may be repeated.")
     ] = None,
+    c2pa: Annotated[
+        bool, typer.Option("--c2pa", help="One to try Content Credentials with, instead.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Make the certificate authority and the server's certificate, or renew what is due."""
-    settings = _load(data_dir=data_dir, config=config)
+    settings = load(data_dir=data_dir, config=config)
     try:
+        if c2pa:
+            _print_c2pa(ensure_c2pa_certificates(settings.data_dir / C2PA_FOLDER))
+            return
         files = _certificates(settings, *(name or ()))
     except ConfigurationError as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"CA (give this to clients): {files.ca_path}")
     typer.echo(f"certificate: {files.certificate_path}")
 
@@ -162,7 +171,7 @@ def print_client_env(
     config: ConfigOption = None,
 ) -> None:
     """Print the lines to paste so that fal's clients talk to this server."""
-    settings = _load(data_dir=data_dir, port=port, tls_port=tls_port, config=config)
+    settings = load(data_dir=data_dir, port=port, tls_port=tls_port, config=config)
     box = Box(
         host=host or _default_client_host(settings, mode),
         port=settings.port,
@@ -175,7 +184,7 @@ def print_client_env(
     try:
         typer.echo(client_env(box, mode))
     except ConfigurationError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @keys_app.command("create")
@@ -208,7 +217,7 @@ def create_key(
     try:
         key, secret = file.create(name, limits, time.time())
     except ConfigurationError as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"FAL_KEY={key.id}:{secret}")
     typer.echo(
         "This is the only time it is shown. Programs with fal's clients take it from the\n"
@@ -225,7 +234,7 @@ def list_keys(data_dir: DataDirOption = None, config: ConfigOption = None) -> No
     try:
         keys = file.read()
     except ConfigurationError as error:
-        _fail(str(error))
+        fail(str(error))
     head = ("ID", "NAME", "CREATED", "QUEUED", "PER MINUTE", "STORAGE", "SAFETY", "STATE")
     rows = [head, *map(_key_row, keys)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -245,20 +254,13 @@ def revoke_key(
     try:
         key = file.revoke(key_id.partition(":")[0], time.time())
     except ConfigurationError as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"revoked: {key.id} {key.name}")
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _load(**flags: Any) -> Settings:
-    try:
-        return load_settings(flags)
-    except ConfigurationError as error:
-        _fail(str(error))
 
 
 def _key_to_show(settings: Settings) -> str | None:
@@ -268,11 +270,11 @@ def _key_to_show(settings: Settings) -> str | None:
     try:
         return "ID:SECRET" if KeyFile(settings.data_dir / KEYS_FOLDER).read() else None
     except ConfigurationError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _key_file(data_dir: Path | None, config: Path | None) -> KeyFile:
-    return KeyFile(_load(data_dir=data_dir, config=config).data_dir / KEYS_FOLDER)
+    return KeyFile(load(data_dir=data_dir, config=config).data_dir / KEYS_FOLDER)
 
 
 def _key_row(key: StoredKey) -> tuple[str, ...]:
@@ -318,6 +320,12 @@ def _default_client_host(settings: Settings, mode: Mode) -> str:
     return next(filter(is_address, names)) if mode is Mode.HOSTS else names[0]
 
 
+def _print_c2pa(files: C2paFiles) -> None:
+    typer.echo(f"CA (readers trust the pictures only with this): {files.ca_path.resolve()}")
+    typer.echo(f"FLUX2_C2PA_CERT={files.certificate_path.resolve()}")
+    typer.echo(f"FLUX2_C2PA_KEY={files.key_path.resolve()}")
+
+
 def _print_start(settings: Settings, tls: TlsFiles | None) -> None:
     """Say at start what an operator must know before the first request."""
     if is_demo_checkpoint(settings.model):
@@ -334,8 +342,3 @@ def _print_start(settings: Settings, tls: TlsFiles | None) -> None:
     typer.echo("flash: runs the 8 Turbo sigmas without a LoRA")
     if tls:
         typer.echo(f"CA for clients: {tls.ca_path.resolve()}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"flux2-serve: {message}", err=True)
-    raise typer.Exit(2)

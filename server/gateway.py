@@ -7,9 +7,6 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from pipelines.errors import CriteriaError
-from pipelines.screening import read_criteria
-from pipelines.types import LoadOptions
 from server.admission import Admission
 from server.attempts import Parts
 from server.clock import SteadyClock
@@ -25,11 +22,13 @@ from server.inputs import InputPreparer
 from server.jobs import Job
 from server.keyfile import KeyFile
 from server.keys import Keyring
+from server.loading import load_options
+from server.marking import marking_of
 from server.metrics import Metrics
 from server.outbound import Outbound, trusted_authorities
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
-from server.safety import SafetyRules, find_checker, safety_options
+from server.safety import SafetyRules, find_checker
 from server.settings import ENV_PREFIX, Settings
 from server.signing import Signer
 from server.store import Store
@@ -163,23 +162,8 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
     """Make the runner for one device; it starts when the dispatcher does."""
     load = Load(
         pipeline_factory=settings.pipeline_factory,
-        options=LoadOptions(
-            model=settings.model,
-            device=device,
-            dtype=settings.dtype,
-            profile=settings.profile,
-            compile=settings.compile,
-            attention=settings.attention,
-            flash_lora=settings.flash_lora,
-            flash_fallback=settings.flash_fallback == "steps",
-            flash_schedule=settings.flash_schedule,
-            compile_cache=settings.data_dir / "cache",
-            cache_bytes=settings.cache_bytes,
-            text_encoder=text_encoder_for(settings),
-            expansion_tokens=settings.expansion_tokens,
-            prompt_criteria=criteria_of(settings),
-            safety=safety_options(settings),
-        ),
+        options=load_options(settings, device),
+        marking=marking_of(settings),
         log_level=settings.log_level,
     )
     limits = Limits(
@@ -188,27 +172,6 @@ def make_runner(settings: Settings, device: str) -> LocalRunner:
         step_seconds=settings.step_seconds,
     )
     return LocalRunner(load, limits)
-
-
-def criteria_of(settings: Settings) -> tuple[str, ...]:
-    """Read the questions that prompts are refused by.
-
-    Raises `ConfigurationError` for a file that cannot be used.
-    """
-    if settings.prompt_criteria is None:
-        return ()
-    try:
-        return read_criteria(settings.prompt_criteria)
-    except CriteriaError as error:
-        raise ConfigurationError(f"FLUX2_PROMPT_CRITERIA: {error}") from error
-
-
-def text_encoder_for(settings: Settings) -> str:
-    """Say how much of the text encoder is wanted: what another server writes needs none of ours."""
-    needs_none = settings.prompt_criteria is None and settings.safety == "off"
-    if settings.text_encoder == "auto" and settings.expansion_url and needs_none:
-        return "prompts"
-    return settings.text_encoder
 
 
 def make_keyring(settings: Settings) -> Keyring:

@@ -185,6 +185,21 @@ class Settings(BaseSettings):
         le=MAX_NEW_TOKENS,
         description="Longest text that a prompt is expanded to, by whichever of the two.",
     )
+    marker: Literal["on", "off"] = Field(
+        "on", description="Whether each file says that it is AI-generated, by what model."
+    )
+    watermark: Literal["on", "off"] = Field(
+        "off", description="Whether the pixels have a watermark that re-encoding leaves."
+    )
+    c2pa_cert: Path | None = Field(
+        None,
+        description="PEM file of the certificate that Content Credentials (C2PA) are signed with, "
+        "those of its authorities behind it.",
+    )
+    c2pa_key: Path | None = Field(None, description="PEM file of its private key.")
+    c2pa_timestamp_url: str | None = Field(
+        None, description="Time-stamp authority to ask for each signature."
+    )
     pipeline_factory: str = Field(
         "pipelines.loading:load_pipeline",
         description="Import path of what makes a pipeline. For tests that inject faults.",

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from pipelines.types import GenerationRequest, LoadOptions, Stage
 from pipelines.verdicts import Reason
+from server.provenance.markers import DEFAULT_MARKING, Marking
 from server.schemas import OutputFormat
 
 LENGTHS = struct.Struct(">II")
@@ -23,10 +24,14 @@ FailureReason = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Gateway to runner, once, first: make a pipeline. Paths and names are the operator's."""
+    """Gateway to runner, once, first: make a pipeline. Paths and names are the operator's.
+
+    `marking` is what goes into each file beside the picture.
+    """
 
     pipeline_factory: str
     options: LoadOptions
+    marking: Marking = DEFAULT_MARKING
     log_level: str = "info"
     kind: Literal["load"] = "load"
 

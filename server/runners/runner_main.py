@@ -33,6 +33,7 @@ from pipelines.types import GeneratedImage, LoadOptions, Pipeline, SafetyOptions
 from pipelines.verdicts import ImageChecker, Verdict, check_references, look
 from server.children import die_with_parent
 from server.images import encode
+from server.provenance.markers import DEFAULT_MARKING
 from server.runners.messages import (
     LENGTHS,
     TO_RUNNER,
@@ -81,6 +82,7 @@ class Runner:
         self._write_lock = threading.Lock()
         self._orders: queue.SimpleQueue[Load | Run] = queue.SimpleQueue()
         self._cancels: dict[str, threading.Event] = {}
+        self._marking = DEFAULT_MARKING
         self._safety: SafetyOptions | None = None
         self._checker: ImageChecker | None = None
         # One thread, so that images and last words come in order.
@@ -93,6 +95,7 @@ class Runner:
         if not isinstance(first, Load):
             raise TypeError(f"the first order must be load, not {first.kind}")
         configure_logging(first.log_level)
+        self._marking = first.marking
         pipeline = self._load(first)
         while pipeline:
             order = self._orders.get()
@@ -162,6 +165,8 @@ class Runner:
 
         try:
             applied = dict(pipeline.describe(request.settings))
+            if self._marking.watermark:
+                applied["watermark"] = "on"
             inference_seconds = _with_one_retry(generate, pipeline)
         except tuple(FAILURES) as error:
             return _failed(order, _reason_of(error), error)
@@ -184,7 +189,7 @@ class Runner:
         image, verdict = look(self._checker, generated.image, order.request.settings)
         if verdict.flagged:
             self._keep_for_review(order, generated, verdict)
-        encoded = encode(image, order.output_format)
+        encoded = encode(image, order.output_format, self._marking)
         message = Image(
             request_id=order.request.request_id,
             index=generated.index,

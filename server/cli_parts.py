@@ -1,0 +1,30 @@
+"""What the files of the command line share: options, settings, and an end with a reason."""
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from server.errors import ConfigurationError
+from server.settings import Settings, load_settings
+
+ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="The model's diffusers folder; else the demonstration checkpoint."),
+]
+DataDirOption = Annotated[Path | None, typer.Option(help="Queue, files, certificates, caches.")]
+
+
+def load(**flags: Any) -> Settings:
+    """Return the settings, or end with every mistake in them."""
+    try:
+        return load_settings(flags)
+    except ConfigurationError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """End with a reason."""
+    typer.echo(f"flux2-serve: {message}", err=True)
+    raise typer.Exit(2)

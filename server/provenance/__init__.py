@@ -1,0 +1,1 @@
+"""What a picture says of its origin: markers, the invisible watermark, Content Credentials."""

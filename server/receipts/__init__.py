@@ -1,0 +1,1 @@
+"""Signed receipts of how images were made, and making the images again from one."""
