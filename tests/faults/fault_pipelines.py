@@ -20,6 +20,7 @@ from pipelines.errors import (
     DeviceLostError,
     ModelNotFoundError,
     OutOfMemoryError,
+    PromptRefusedError,
 )
 from pipelines.types import (
     GeneratedImage,
@@ -109,6 +110,8 @@ class FaultPipeline:
             raise OutOfMemoryError("too little memory for this one")
         if word == "oom-once" and not self._memory_released:
             raise OutOfMemoryError("it fits after the cache is emptied")
+        if word == "refuse":
+            raise PromptRefusedError("the criterion that it meets")
         if word == "error":
             raise ValueError("a fault of ours, with /secret/path")
         if word == "lost":

@@ -178,7 +178,7 @@ async def test_the_log_is_synced_at_every_commit(store: Store, tmp_path: Path) -
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
     other = sqlite3.connect(tmp_path / "queue.sqlite3")
     assert other.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert other.execute("PRAGMA user_version").fetchone()[0] == 5
+    assert other.execute("PRAGMA user_version").fetchone()[0] == 6
     other.close()
 
 
