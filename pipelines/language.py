@@ -68,10 +68,8 @@ def make_language(
     Raises `LanguageError` where there are criteria for prompts and nobody to judge by them.
     """
     is_streamed = layout.text_encoder == "streamed"
-    mistral, why_none = None, "only as much of the text encoder is loaded as reads prompts"
-    if layout.whole_text_encoder:
-        # Streamed layers come and go, which is nothing for a compiled graph.
-        mistral, why_none = _load(options, pipe, device, compiled=compiled and not is_streamed)
+    # Streamed layers come and go, which is nothing for a compiled graph.
+    mistral, why_none = _load(options, pipe, device, compiled=compiled and not is_streamed)
     if options.prompt_criteria and mistral is None:
         raise LanguageError(f"there are criteria for prompts, but no language model: {why_none}")
     return Language(

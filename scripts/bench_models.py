@@ -147,3 +147,13 @@ def write_lora(transformer: Any, path: Path, rank: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(tensors, path)
     return path
+
+
+def build_checker(folder: Path) -> None:
+    """Write a safety checker of random weights in the size of Falconsai's: ViT-base, 343 MB."""
+    labels = {0: "normal", 1: "nsfw"}
+    network = transformers.ViTForImageClassification(
+        transformers.ViTConfig(id2label=labels, label2id={name: i for i, name in labels.items()})
+    )
+    network.save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)

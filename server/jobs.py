@@ -69,7 +69,8 @@ class Outcome:
     """What a job came to: the answer that its result route replays.
 
     `body` is JSON text; `applied` tells in a header how the images were really made, `verdicts`
-    what the safety check said of each, in order, separated by commas.
+    what the safety check said of each, in order, separated by commas. `prompt` is what they were
+    made from.
     `keep_seconds` counts from completion; after that input and result are erased. The files have
     times of their own.
     """
@@ -81,6 +82,7 @@ class Outcome:
     inference_seconds: float | None = None
     applied: str | None = None
     verdicts: str | None = None
+    prompt: str | None = None
     logs: str = "[]"
     files: tuple[StoredFile, ...] = ()
 

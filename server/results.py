@@ -85,6 +85,7 @@ def build_outcome(
         inference_seconds=generated.done.timings["inference"],
         applied=", ".join(f"{name}={value}" for name, value in generated.done.applied.items()),
         verdicts=",".join(image.verdict.value for image, _ in images),
+        prompt=generated.done.prompt,
         files=tuple(stored),
     )
 

@@ -70,6 +70,7 @@ def test_it_measures_the_pipeline_beside_plain_diffusers() -> None:
         ),
         r"\| none, pictures equal to the bit \| 2 of 2 \| all \| held \|",
         r"\| encoding saved in a repeated request \| [\d.]+% \(.*\) \| ≥ 95% \| held \|",
+        r"\| safety check \(ViT-base\), of an image \| [\d.]+% \(.*\) \| ≤ 3% \| \S+ \|",
     ):
         assert re.search(f"^{row}$", done.stdout, re.MULTILINE), (row, done.stdout)
 

@@ -190,7 +190,8 @@ def test_requirements_are_the_projects_own(dockerfile: list[Instruction], tmp_pa
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["sh", "-c", command], cwd=tmp_path, env={"PATH": path}, check=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    expected = project["dependencies"] + project["optional-dependencies"]["gpu"]
+    extras = project["optional-dependencies"]
+    expected = project["dependencies"] + extras["gpu"] + extras["c2pa"]
     assert (tmp_path / "requirements.txt").read_text().splitlines() == expected
     (install,) = [run for run in rest_of(dockerfile, "RUN") if "-r /" in run]
     assert re.search(r"-c \S+/constraints\.txt", install)

@@ -40,9 +40,7 @@ def find_job(settings: Settings, request_id: str) -> tuple[Job, dict[str, Any]]:
     return job, json.loads(text)
 
 
-def make_receipt(
-    settings: Settings, request_id: str, hashes: FileHashes, verdicts: Any = None
-) -> dict[str, Any]:
+def make_receipt(settings: Settings, request_id: str, hashes: FileHashes) -> dict[str, Any]:
     """Return what is to be signed. Raises `ConfigurationError` as `find_job` does."""
     job, given = find_job(settings, request_id)
     if job.outcome is None:
@@ -58,10 +56,10 @@ def make_receipt(
         "input": {key: value for key, value in given.items() if key != IMAGE_FIELD},
         "references": [_sha256(data) if data is not None else None for data in references],
         "seed": answer["seed"],
-        "prompt": answer.get("prompt"),
+        "prompt": job.outcome.prompt,
         "applied": applied,
         "build": read_build(settings.data_dir, applied.get("build"), hashes),
-        "verdicts": verdicts,
+        "verdicts": job.outcome.verdicts.split(",") if job.outcome.verdicts else None,
         "images": [
             _tell_image(settings, image, index, flag)
             for index, (image, flag) in enumerate(zip(answer["images"], flags, strict=True))

@@ -86,7 +86,8 @@ UPDATE jobs SET
     cancel_requested = :cancel_requested, started_at = :started_at, completed_at = :completed_at,
     expires_at = :expires_at, http_status = :http_status, result = :result,
     error_type = :error_type, inference_seconds = :inference_seconds,
-    applied = :applied, verdicts = :verdicts, logs = :logs
+    applied = :applied, verdicts = :verdicts, prompt = :prompt,
+    logs = :logs
 WHERE request_id = :request_id;
 
 -- name: insert_webhook

@@ -6,7 +6,15 @@ from typing import Any
 
 from server.jobs import Job, JobStatus, Need, Outcome, Priority, StoredFile
 
-OUTCOME_COLUMNS = ("http_status", "error_type", "inference_seconds", "applied", "verdicts", "logs")
+OUTCOME_COLUMNS = (
+    "http_status",
+    "error_type",
+    "inference_seconds",
+    "applied",
+    "verdicts",
+    "prompt",
+    "logs",
+)
 
 
 def row_of(job: Job) -> dict[str, Any]:
@@ -31,6 +39,7 @@ def job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
             inference_seconds=row["inference_seconds"],
             applied=row["applied"],
             verdicts=row["verdicts"],
+            prompt=row["prompt"],
             logs=row["logs"],
             files=files,
         )

@@ -1,2 +1,4 @@
--- What the safety check said of each image, as reason codes, for audits and receipts.
+-- For audits and receipts: what the safety check said of each image, as reason codes, and the prompt
+-- that they were made from, which an expansion may have written.
 ALTER TABLE jobs ADD COLUMN verdicts TEXT;
+ALTER TABLE jobs ADD COLUMN prompt TEXT;
