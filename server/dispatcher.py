@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from server import jobs
+from server.attempts import STORAGE_RETRY_SECONDS, Parts
 from server.errors import FalError, UnknownRequestError
 from server.jobs import IllegalTransitionError, Job, JobStatus, Need
 from server.prefetch import Prefetcher
-from server.results import cancelled_error, error_outcome, missed_start_error
+from server.results import cancelled_error, error_outcome, missed_start_error, our_fault
 from server.runners.local import LocalRunner
 from server.store import StoreUnavailableError
-from server.worker import STORAGE_RETRY_SECONDS, Parts, Worker, our_fault
+from server.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -110,8 +111,7 @@ class Dispatcher:
         job = await self._end(request_id, jobs.cancel, cancelled_error)
         if job.status is JobStatus.IN_PROGRESS:
             for worker in self._workers:
-                if worker.request_id == request_id:
-                    await worker.runner.cancel(request_id)
+                await worker.cancel(request_id)
         return job
 
     async def cancel_if_queued(self, request_id: str) -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from pipelines.types import LoadOptions
 from server.admission import Admission
+from server.attempts import Parts
 from server.clock import SteadyClock
 from server.decoder import Decoder
 from server.delivery import Courier
@@ -34,7 +35,6 @@ from server.tickets import Tickets
 from server.upkeep import recover, sweep
 from server.uploads import Uploads
 from server.webhooks import WebhookSender
-from server.worker import Parts
 
 log = structlog.get_logger(__name__)
 

@@ -24,6 +24,11 @@ def missed_start_error() -> RequestError:
     return RequestError(504, "Request timed out", "request_timeout")
 
 
+def our_fault() -> RequestError:
+    """Make the answer for what only our log explains."""
+    return RequestError(500, "Internal Server Error", "internal_error")
+
+
 def error_outcome(error: FalError, keep_seconds: float, logs: str = "[]") -> Outcome:
     """Make the outcome of a request that failed."""
     return Outcome(

@@ -201,7 +201,10 @@ class Settings(BaseSettings):
         60, gt=0, description="Longest denoising step; ten times the usual one if that is more."
     )
     stage_seconds: float = Field(
-        300, gt=0, description="How long encoding or decoding one image may take."
+        300,
+        gt=0,
+        description="How long encoding the prompt, decoding an image, or waiting for its file may "
+        "take.",
     )
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,28 +10,25 @@ from enum import StrEnum
 import structlog
 
 from pipelines.types import GenerationRequest, Stage
-from server.children import Child, spawn
+from server.children import spawn
+from server.runners.connection import Connection, RunnerAbsentError, RunnerDiedError
 from server.runners.messages import (
-    FROM_RUNNER,
-    LENGTHS,
     Cancel,
     Done,
+    Drawn,
     Failed,
-    FromRunner,
     Image,
     Load,
     LoadFailed,
     Progress,
     Ready,
     Run,
-    to_runner,
 )
 from server.schemas import OutputFormat
 from server.settings import ENV_PREFIX
 
 log = structlog.get_logger(__name__)
 
-KILL_AFTER_SECONDS = 5.0
 HANG_FACTOR = 10
 RUNNER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -51,12 +47,7 @@ class RunnerState(StrEnum):
 
     STOPPED = "stopped"
     LOADING = "loading"
-    IDLE = "idle"
-    BUSY = "busy"
-
-
-class RunnerDiedError(Exception):
-    """The child ended while it was needed; the message says how."""
+    READY = "ready"
 
 
 class RunnerLoadError(Exception):
@@ -89,96 +80,109 @@ class Generated:
 
 
 class LocalRunner:
-    """Starts, feeds, cancels and stops one child process. One request at a time."""
+    """Starts, feeds, cancels and stops one child process.
+
+    It draws one request at a time, but the next `run` may begin as soon as the last one has told
+    that it is drawn: its images are encoded meanwhile. `on_end` is called when the child is gone.
+    """
 
     def __init__(self, load: Load, limits: Limits) -> None:
         self._load = load
         self._limits = limits
         self._usual_step_seconds = 0.0
-        self._child: Child | None = None
-        self.state = RunnerState.STOPPED
-        self.problem: str | None = None
+        self._connection: Connection | None = None
+        self._problem: str | None = None
+        self.on_end: Callable[[], None] = _do_nothing
+        self._is_loading = False
         self.description: str | None = None
         self.load_seconds = 0.0
 
     @property
+    def state(self) -> RunnerState:
+        """What can be done with it now."""
+        if self._is_loading:
+            return RunnerState.LOADING
+        return RunnerState.READY if self.pid else RunnerState.STOPPED
+
+    @property
+    def problem(self) -> str | None:
+        """Why it can make no image now, or None when it can."""
+        if self.state is RunnerState.READY:
+            return None
+        return self._problem or f"the runner is {self.state}"
+
+    @property
     def pid(self) -> int | None:
         """The child's process id, or None when there is none."""
-        return self._child.process.pid if self._child else None
+        connection = self._connection
+        return connection.pid if connection and connection.alive else None
 
     async def start(self) -> None:
         """Start the child and wait until its pipeline is loaded.
 
         Raises `RunnerLoadError` or `RunnerDiedError`; there is no child then.
         """
-        self.state = RunnerState.LOADING
+        self._is_loading = True
         try:
-            await self._spawn()
-            await self._send(self._load)
-            message, _ = await self._receive(self._limits.load_seconds)
-            if isinstance(message, LoadFailed):
-                raise RunnerLoadError(message.reason)
-            if not isinstance(message, Ready):
-                raise RunnerDiedError(f"the runner answered {message.kind} to load")
+            await self.stop()  # the device is free only when the last child is gone
+            self._connection = await self._spawn()
+            ready = await self._wait_loaded(self._connection)
         except (RunnerLoadError, RunnerDiedError) as error:
-            self.problem = str(error)
             await self.stop()
+            self._problem = str(error)
             raise
         except asyncio.CancelledError:
             await self.stop()
             raise
-        self.problem = None
-        self.description = message.description
-        self.load_seconds = message.load_seconds
-        self.state = RunnerState.IDLE
+        finally:
+            self._is_loading = False
+        if self.pid:  # it may have died since
+            self._problem = None
+        self.description = ready.description
+        self.load_seconds = ready.load_seconds
         log.info(
             "runner ready",
             pid=self.pid,
-            load_seconds=message.load_seconds,
-            pipeline=message.description,
+            load_seconds=ready.load_seconds,
+            pipeline=ready.description,
         )
-
-    async def wait_died(self) -> None:
-        """Return when the idle child ends; safe to cancel."""
-        if self._child:
-            await self._child.process.wait()
 
     async def run(
         self,
         request: GenerationRequest,
         output_format: OutputFormat,
         on_progress: Callable[[Progress], None],
+        on_drawn: Callable[[], None],
     ) -> Generated:
-        """Make the images of a request.
+        """Make the images of a request; `on_drawn` hears when the device is free again.
 
         Raises `GenerationFailedError` when only the request failed, `RunnerDiedError` when the
-        child did: it is gone then, and `start` makes a new one.
+        child did (`RunnerAbsentError` when it had before): `start` makes a new one.
         """
-        self.state = RunnerState.BUSY
-        try:
-            await self._send(Run(request=request, output_format=output_format))
-            generated = Generated()
-            limit_seconds = self._limits.stage_seconds
+        connection = self._connection
+        if connection is None or not connection.alive:
+            raise RunnerAbsentError("the runner is not running")
+        generated = Generated()
+        limit_seconds = self._limits.stage_seconds
+        clock = asyncio.get_running_loop().time
+        with connection.inbox(request.request_id) as inbox:
+            await connection.send(Run(request=request, output_format=output_format))
+            since = clock()
             while generated.done is None:
-                asked = asyncio.get_running_loop().time()
-                message, payload = await self._receive(limit_seconds)
+                message, payload = await inbox.receive(limit_seconds)
                 if isinstance(message, Progress):
-                    waited = asyncio.get_running_loop().time() - asked
-                    limit_seconds = self._limit_after(message, waited)
+                    limit_seconds = self._limit_after(message, clock() - since)
+                    since = clock()
                     on_progress(message)
+                elif isinstance(message, Drawn):
+                    limit_seconds = self._limits.stage_seconds
+                    on_drawn()
                 elif isinstance(message, Image):
                     generated.images[message.index] = (message, payload)
                 elif isinstance(message, Done):
                     generated.done = message
                 elif isinstance(message, Failed):
                     raise GenerationFailedError(message)
-        except RunnerDiedError as error:
-            self.problem = str(error)
-            await self.stop()
-            raise
-        finally:
-            if self.state is RunnerState.BUSY:
-                self.state = RunnerState.IDLE
         return generated
 
     def _limit_after(self, progress: Progress, waited_seconds: float) -> float:
@@ -191,60 +195,41 @@ class LocalRunner:
         return self._limits.stage_seconds
 
     async def cancel(self, request_id: str) -> None:
-        """Ask the child to stop this request at its next step; nothing happens if it is over."""
-        with contextlib.suppress(RunnerDiedError):
-            await self._send(Cancel(request_id=request_id))
+        """Ask the child to stop this request at its next step; nothing happens if it is drawn."""
+        if self._connection:
+            with contextlib.suppress(RunnerDiedError):
+                await self._connection.send(Cancel(request_id=request_id))
 
     async def stop(self) -> None:
         """End the child: it ends by itself when the socket closes, or else it is killed."""
-        self.state = RunnerState.STOPPED
-        if self._child:
-            await self._child.end(KILL_AFTER_SECONDS)
-        self._child = None
+        if self._connection:
+            await self._connection.end("the runner was stopped")
 
-    async def _spawn(self) -> None:
+    async def _spawn(self) -> Connection:
         # Our own variables reach the child as its first message, and the API key not at all.
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)
         }
-        self._child = await spawn(
+        child = await spawn(
             "server.runners.runner_main", environment={**inherited, **RUNNER_ENVIRONMENT}
         )
+        return Connection(child, self._limits.stage_seconds, self._note_end)
 
-    async def _send(self, message: Load | Run | Cancel) -> None:
-        if self._child is None:
-            raise RunnerDiedError("the runner is not running")
-        try:
-            self._child.writer.write(to_runner(message))
-            async with asyncio.timeout(self._limits.stage_seconds):
-                await self._child.writer.drain()
-        except TimeoutError:
-            raise RunnerDiedError("the runner hung: it takes no orders") from None
-        except OSError:
-            raise RunnerDiedError(await self._describe_end()) from None
+    def _note_end(self, reason: str) -> None:
+        self._problem = reason
+        self.on_end()
 
-    async def _receive(self, limit_seconds: float) -> tuple[FromRunner, bytes]:
-        if self._child is None:
-            raise RunnerDiedError("the runner is not running")
-        try:
-            async with asyncio.timeout(limit_seconds):
-                lengths = await self._child.reader.readexactly(LENGTHS.size)
-                header_bytes, payload_bytes = LENGTHS.unpack(lengths)
-                header = await self._child.reader.readexactly(header_bytes)
-                payload = await self._child.reader.readexactly(payload_bytes)
-        except TimeoutError:
-            raise RunnerDiedError(f"the runner hung: silent for {limit_seconds:g} s") from None
-        except (asyncio.IncompleteReadError, OSError):
-            raise RunnerDiedError(await self._describe_end()) from None
-        return FROM_RUNNER.validate_json(header), payload
+    async def _wait_loaded(self, connection: Connection) -> Ready:
+        """Give the order to load, and wait until that is done."""
+        with connection.inbox(None) as inbox:
+            await connection.send(self._load)
+            message, _ = await inbox.receive(self._limits.load_seconds)
+        if isinstance(message, LoadFailed):
+            raise RunnerLoadError(message.reason)
+        if not isinstance(message, Ready):
+            raise RunnerDiedError(f"the runner answered {message.kind} to load")
+        return message
 
-    async def _describe_end(self) -> str:
-        if self._child is None:
-            return "the runner is not running"
-        try:
-            code = await asyncio.wait_for(self._child.process.wait(), KILL_AFTER_SECONDS)
-        except TimeoutError:
-            return "the runner hung up without ending"
-        if code < 0:
-            return f"the runner was killed by {signal.Signals(-code).name}"
-        return f"the runner ended with code {code}"
+
+def _do_nothing() -> None:
+    """Hear that the child is gone, where nobody wants to know."""

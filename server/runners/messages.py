@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Gateway to runner: stop this request at its next step, if it is the one that runs."""
+    """Gateway to runner: stop this request at its next step, if it is still drawn."""
 
     request_id: str
     kind: Literal["cancel"] = "cancel"
@@ -72,6 +72,17 @@ class Progress:
     step: int
     steps: int
     kind: Literal["progress"] = "progress"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """Runner to gateway: this request has no more use for the device, which is free.
+
+    Its images follow as they are encoded, and `Done` or `Failed` is its last word.
+    """
+
+    request_id: str
+    kind: Literal["drawn"] = "drawn"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +127,8 @@ class Failed:
 
 ToRunner = Annotated[Load | Run | Cancel, Field(discriminator="kind")]
 FromRunner = Annotated[
-    Ready | LoadFailed | Progress | Image | Done | Failed, Field(discriminator="kind")
+    Ready | LoadFailed | Progress | Drawn | Image | Done | Failed,
+    Field(discriminator="kind"),
 ]
 
 TO_RUNNER: TypeAdapter[ToRunner] = TypeAdapter(ToRunner)

@@ -1,4 +1,7 @@
-"""The runner: a child process that owns the device and makes images, one request at a time.
+"""The runner: a child process that owns the device and makes images.
+
+One request at a time is drawn. Its images are encoded and sent by a second thread, which also
+has its last word, while the next one is drawn already.
 
 Started by `local` as `python -m server.runners.runner_main FD`, FD being its end of a socket
 pair. When the gateway dies the socket closes, and the runner ends at once.
@@ -12,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
 
@@ -31,6 +34,7 @@ from server.runners.messages import (
     TO_RUNNER,
     Cancel,
     Done,
+    Drawn,
     Failed,
     FailureReason,
     FromRunner,
@@ -61,13 +65,15 @@ PipelineFactory = Callable[[LoadOptions], tuple[Pipeline, str]]
 
 
 class Runner:
-    """Reads orders from the socket, works on one at a time, and reports on the same socket."""
+    """Reads orders from the socket, draws one at a time, and reports on the same socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._write_lock = threading.Lock()
         self._orders: queue.SimpleQueue[Load | Run] = queue.SimpleQueue()
-        self._cancelled: str | None = None
+        self._cancels: dict[str, threading.Event] = {}
+        # One thread, so that images and last words come in order.
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def serve(self) -> None:
         """Load, then run orders until the gateway hangs up (which ends the process)."""
@@ -77,12 +83,10 @@ class Runner:
             raise TypeError(f"the first order must be load, not {first.kind}")
         configure_logging(first.log_level)
         pipeline = self._load(first)
-        # One thread: encoding the finished image overlaps the making of the next one.
-        with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder:
-            while pipeline:
-                order = self._orders.get()
-                if isinstance(order, Run):
-                    self._run(pipeline, order, encoder)
+        while pipeline:
+            order = self._orders.get()
+            if isinstance(order, Run):
+                self._run(pipeline, order)
 
     def _load(self, order: Load) -> Pipeline | None:
         started = time.monotonic()
@@ -99,7 +103,20 @@ class Runner:
         self._send(Ready(description=description, load_seconds=seconds))
         return pipeline
 
-    def _run(self, pipeline: Pipeline, order: Run, encoder: ThreadPoolExecutor) -> None:
+    def _run(self, pipeline: Pipeline, order: Run) -> None:
+        """Draw the images of a request, and leave all that is to be said of it to the encoder."""
+        request_id = order.request.request_id
+        images: list[Future[None]] = []
+        last_word = self._draw(pipeline, order, images)
+        del self._cancels[request_id]
+        if isinstance(last_word, Failed):
+            for image in images:
+                image.cancel()
+        self._send(Drawn(request_id=request_id))
+        self._encoder.submit(self._finish, order, last_word, images)
+
+    def _draw(self, pipeline: Pipeline, order: Run, images: list[Future[None]]) -> Done | Failed:
+        """Give each image to the encoder as it is drawn; return what the request came to."""
         request = order.request
 
         def on_step(step: Step) -> None:
@@ -113,41 +130,32 @@ class Runner:
                 )
             )
 
-        def is_cancelled() -> bool:
-            return self._cancelled == request.request_id
-
         def generate() -> float:
             started = time.monotonic()
-            sent = [
-                encoder.submit(self._send_image, order, generated)
-                for generated in pipeline.generate(request, on_step, is_cancelled)
-            ]
-            seconds = time.monotonic() - started
-            for future in sent:
-                future.result()
-            return seconds
+            is_cancelled = self._cancels[request.request_id].is_set
+            for generated in pipeline.generate(request, on_step, is_cancelled):
+                image = self._encoder.submit(self._send_image, order, generated)
+                images.append(image)
+            return time.monotonic() - started
 
         try:
             applied = dict(pipeline.describe(request.settings))
             inference_seconds = _with_one_retry(generate, pipeline)
         except tuple(FAILURES) as error:
-            self._fail(order, FAILURES[type(error)], error)
+            return _failed(order, FAILURES[type(error)], error)
         except DeviceLostError:
             log.exception("the device is lost", request_id=request.request_id)
+            self._encoder.shutdown()  # the request before this one may still be saved
             os._exit(EXIT_DEVICE_LOST)
         except Exception as error:
             log.exception("the request failed", request_id=request.request_id)
-            self._fail(order, "error", error)
-        else:
-            timings = {"inference": round(inference_seconds, 4)}
-            self._send(
-                Done(
-                    request_id=request.request_id,
-                    prompt=request.prompt,
-                    timings=timings,
-                    applied=applied,
-                )
-            )
+            return _failed(order, "error", error)
+        return Done(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            timings={"inference": round(inference_seconds, 4)},
+            applied=applied,
+        )
 
     def _send_image(self, order: Run, generated: GeneratedImage) -> None:
         encoded = encode(generated.image, order.output_format)
@@ -161,9 +169,14 @@ class Runner:
         )
         self._send(message, encoded.data)
 
-    def _fail(self, order: Run, reason: FailureReason, error: Exception) -> None:
-        detail = str(error) if reason == "unavailable" else f"{type(error).__name__}: {error}"
-        self._send(Failed(request_id=order.request.request_id, reason=reason, detail=detail))
+    def _finish(self, order: Run, last_word: Done | Failed, images: list[Future[None]]) -> None:
+        """Say the last word of a request, behind its images: one of them may have failed."""
+        errors = [image.exception() for image in images if not image.cancelled()]
+        error = next(filter(None, errors), None)
+        if error and isinstance(last_word, Done):
+            log.error("an image cannot be encoded", request_id=last_word.request_id, exc_info=error)
+            last_word = _failed(order, "error", error)
+        self._send(last_word)
 
     def _send(self, message: FromRunner, payload: bytes = b"") -> None:
         frame = from_runner(message, payload)
@@ -179,10 +192,18 @@ class Runner:
                 header_bytes, _ = LENGTHS.unpack(lengths)
                 order: ToRunner = TO_RUNNER.validate_json(stream.read(header_bytes))
                 if isinstance(order, Cancel):
-                    self._cancelled = order.request_id
-                else:
-                    self._orders.put(order)
+                    if cancel := self._cancels.get(order.request_id):
+                        cancel.set()
+                    continue
+                if isinstance(order, Run):
+                    self._cancels[order.request.request_id] = threading.Event()
+                self._orders.put(order)
         os._exit(EXIT_GATEWAY_GONE)
+
+
+def _failed(order: Run, reason: FailureReason, error: BaseException) -> Failed:
+    detail = str(error) if reason == "unavailable" else f"{type(error).__name__}: {error}"
+    return Failed(request_id=order.request.request_id, reason=reason, detail=detail)
 
 
 def _with_one_retry(generate: Callable[[], float], pipeline: Pipeline) -> float:

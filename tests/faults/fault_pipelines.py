@@ -41,6 +41,27 @@ HOLD_STEPS = 1_000_000_000
 """More than are ever taken: after the last step another limit, that of the decode, would count."""
 
 
+class TroublesomePicture(Image.Image):
+    """A picture that is drawn well, and makes trouble when it is encoded."""
+
+    def __init__(self, picture: Image.Image, word: str, rest: str) -> None:
+        super().__init__()
+        self.__dict__.update(picture.__dict__)
+        self._word = word
+        self._rest = rest
+
+    def save(self, *arguments: Any, **options: Any) -> None:
+        """Wait for the file that the prompt names, if any; then save, fail or end the process."""
+        pause = threading.Event()
+        while not Path(self._rest).exists():
+            pause.wait(0.002)
+        if self._word == "encode-error":
+            raise ValueError("no such pixel, in /secret/path")
+        if self._word == "encode-die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().save(*arguments, **options)
+
+
 class FaultPipeline:
     """Does what the prompt's first word says; any other prompt gives plain images at once."""
 
@@ -74,6 +95,8 @@ class FaultPipeline:
         for index in range(request.num_images):
             seed = request.seed + index
             picture = Image.new("RGB", (settings.width, settings.height), (seed % 256, 0, 0))
+            if word.startswith("encode-"):
+                picture = TroublesomePicture(picture, word, rest)
             on_step(Step(Stage.DECODE, index, 1, 1))
             yield GeneratedImage(index, seed, picture, Timings(0.0, 0.0, 0.0))
 

@@ -151,10 +151,10 @@ def test_a_long_lock_is_told(gateway: Gateway, client: Client, tmp_path: Path) -
     client.wait_running(running)
     began = time.monotonic()
     with locked(gateway):
-        gate.touch()
         refused = client.post("plain")
         assert is_refusal(refused)
         assert 4 < time.monotonic() - began < 8
+        gate.touch()  # only now: a claim would be in the way, and wait for the lock as long
         ready = client.ready()
         assert (ready.status_code, ready.json()["reason"][:8]) == (503, "storage:")
         assert client.http.get("/health/live").status_code == 200

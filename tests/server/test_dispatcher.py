@@ -12,6 +12,7 @@ import pytest
 
 import server.prefetch
 from server.admission import Wishes
+from server.attempts import Parts
 from server.clock import SteadyClock
 from server.dispatcher import Dispatcher
 from server.errors import UnknownRequestError
@@ -23,7 +24,6 @@ from server.metrics import Metrics
 from server.runners.local import RunnerState
 from server.settings import Settings
 from server.store import Store
-from server.worker import Parts
 from tests.server.stubs import Web, make_preparer
 from tests.server.test_inputs import make_png
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Collection
 
 import pytest
 
+import server.attempts
 import server.worker
 from server import jobs
 from server.catalogue import Order
@@ -31,7 +32,8 @@ async def box(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     """Return a box whose worker does not begin yet and wastes no time between its tries."""
     monkeypatch.setattr(server.worker, "FIRST_RESPAWN_SECONDS", 0.001)
     monkeypatch.setattr(server.worker, "LONGEST_RESPAWN_SECONDS", 0.01)
-    monkeypatch.setattr(server.worker, "STORAGE_RETRY_SECONDS", 0.001)
+    for module in (server.attempts, server.worker):
+        monkeypatch.setattr(module, "STORAGE_RETRY_SECONDS", 0.001)
     box = Box(settings)
     await box.store.open()
     yield box

@@ -11,6 +11,7 @@ from starlette.types import Message
 
 from server import jobs
 from server.admission import Admission
+from server.attempts import Parts
 from server.clock import SteadyClock
 from server.dispatcher import Dispatcher
 from server.errors import FalError
@@ -27,7 +28,6 @@ from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware
 from server.settings import Settings
 from server.store import Store
-from server.worker import Parts
 from tests.server.stubs import make_preparer
 
 pytestmark = pytest.mark.anyio

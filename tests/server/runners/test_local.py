@@ -1,15 +1,18 @@
 """The runner process seen from the gateway; its life in the queue is in test_dispatcher."""
 
+import asyncio
 import json
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pipelines.types import GenerationRequest, GenerationSettings
 from server.gateway import make_runner as make_runner_for_device
-from server.runners.local import LocalRunner, RunnerDiedError, RunnerState
+from server.runners.connection import RunnerAbsentError, RunnerDiedError
+from server.runners.local import LocalRunner, RunnerState
 from server.runners.messages import Progress
 from server.schemas import OutputFormat
 from server.settings import Settings
@@ -22,10 +25,14 @@ def make_runner(settings: Settings) -> LocalRunner:
     return make_runner_for_device(settings, "cpu")
 
 
-def make_request(prompt: str) -> GenerationRequest:
+def ignore(*_news: object) -> None:
+    """Hear of progress and do nothing."""
+
+
+def make_request(prompt: str, request_id: str = "r") -> GenerationRequest:
     """Make a request whose prompt tells the fault pipeline what to do."""
     return GenerationRequest(
-        request_id="r",
+        request_id=request_id,
         prompt=prompt,
         seed=3,
         num_images=2,
@@ -52,7 +59,7 @@ async def test_images_come_back_in_order_with_their_bytes(settings: Settings) ->
     await runner.start()
     states = [runner.state]
     progress: list[Progress] = []
-    generated = await runner.run(make_request("plain"), OutputFormat.PNG, progress.append)
+    generated = await runner.run(make_request("plain"), OutputFormat.PNG, progress.append, ignore)
     assert sorted(generated.images) == [0, 1]
     assert all(data.startswith(b"\x89PNG") for _, data in generated.images.values())
     assert generated.done is not None
@@ -64,7 +71,56 @@ async def test_images_come_back_in_order_with_their_bytes(settings: Settings) ->
     ]
     await runner.stop()
     states.append(runner.state)
-    assert states == [RunnerState.IDLE, RunnerState.STOPPED]
+    assert states == [RunnerState.READY, RunnerState.STOPPED]
+    assert runner.pid is None
+
+
+async def test_the_device_is_free_before_the_images_are_there(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Two requests may be under way: each gets its own images, whichever is done first."""
+    runner = make_runner(settings)
+    await runner.start()
+    gate, free, images = tmp_path / "gate", asyncio.Event(), []
+    request = make_request(f"encode-wait {gate}", "one")
+    run = runner.run(request, OutputFormat.PNG, ignore, free.set)
+    first = asyncio.create_task(run)
+    await free.wait()
+    hold = make_request(f"hold {gate}", "two")
+    second = asyncio.create_task(
+        runner.run(hold, OutputFormat.JPEG, lambda _progress: gate.touch(), ignore)
+    )
+    for task in (first, second):
+        generated = await task
+        images.append({image.content_type for image, _ in generated.images.values()})
+        assert sorted(generated.images) == [0, 1]
+    await runner.stop()
+    assert images == [{"image/png"}, {"image/jpeg"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limits", "seconds"),
+    [
+        pytest.param("hold", {"stage_seconds": 0.6}, "0.6", id="encoding"),
+        pytest.param("hang", {"step_seconds": 0.5}, "0.5", id="drawing"),
+    ],
+)
+async def test_each_request_has_a_limit_of_its_own(
+    make_settings: Callable[..., Settings], prompt: str, limits: dict[str, float], seconds: str
+) -> None:
+    """Neither do steps excuse an encoding that hangs, nor the other way round; both lose."""
+    runner = make_runner(make_settings(**limits))
+    await runner.start()
+    free = asyncio.Event()
+    request = make_request("encode-wait /no/such/file", "one")
+    first = asyncio.create_task(runner.run(request, OutputFormat.PNG, ignore, free.set))
+    await free.wait()
+    request = make_request(prompt, "two")
+    second = asyncio.create_task(runner.run(request, OutputFormat.PNG, ignore, ignore))
+    for task in (first, second):
+        with pytest.raises(RunnerDiedError, match=f"hung: silent for {seconds} s"):
+            await task
+    assert runner.problem == f"the runner hung: silent for {seconds} s"
     assert runner.pid is None
 
 
@@ -74,7 +130,7 @@ async def test_how_it_died_is_told(settings: Settings) -> None:
     await runner.start()
     first = runner.pid
     with pytest.raises(RunnerDiedError, match="killed by SIGKILL"):
-        await runner.run(make_request("die"), OutputFormat.PNG, lambda _progress: None)
+        await runner.run(make_request("die"), OutputFormat.PNG, ignore, ignore)
     problems = [runner.problem]
     await runner.start()
     problems.append(runner.problem)
@@ -96,7 +152,7 @@ async def test_a_child_that_does_not_listen_is_killed(settings: Settings) -> Non
 
 
 async def test_using_it_before_its_start_is_an_error(settings: Settings) -> None:
-    """There is nothing to send an order to."""
+    """There is nothing to send an order to, and that is nobody's death."""
     runner = make_runner(settings)
-    with pytest.raises(RunnerDiedError, match="not running"):
-        await runner.run(make_request("plain"), OutputFormat.PNG, lambda _progress: None)
+    with pytest.raises(RunnerAbsentError, match="not running"):
+        await runner.run(make_request("plain"), OutputFormat.PNG, ignore, ignore)
