@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ModelNotFoundError
-from pipelines.types import LoadOptions, Pipeline
+from pipelines.types import LoadOptions, OnLoadProgress, Pipeline, ignore_load_progress
 
 COMPONENT_FILES = {
     "transformer": "config.json",
@@ -26,7 +26,9 @@ WEIGHTS = {
 """The parts that have weights, and how their safetensors files are called."""
 
 
-def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
+def load_pipeline(
+    options: LoadOptions, on_progress: OnLoadProgress = ignore_load_progress
+) -> tuple[Pipeline, str]:
     """Load the model and describe it in a few words.
 
     Raises `ModelNotFoundError`, before anything is loaded, naming every file that is missing or
@@ -58,6 +60,7 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
     transformers.logging.disable_progress_bar()
     # At every prompt transformers 5 warns of the way in which diffusers 0.42 calls its processor.
     transformers.logging.set_verbosity_error()
+    on_progress("weights", 0.0)
     pipe = diffusers.Flux2Pipeline.from_pretrained(
         str(options.model),
         dtype=dtype,
@@ -65,12 +68,15 @@ def load_pipeline(options: LoadOptions) -> tuple[Pipeline, str]:
         use_safetensors=True,
         **placement,
     )
+    on_progress("weights", 1.0)
     pipe.set_progress_bar_config(disable=True)
     drop_unread_layers(pipe.text_encoder)
     description = f"{options.model.name} on {device} in {str(dtype).removeprefix('torch.')}"
     trees = assemble(pipe.transformer, device, options)
     pipeline = Flux2(pipe, device, trees, cache_bytes=options.cache_bytes)
+    on_progress("warm_up", 0.0)
     pipeline.warm_up()
+    on_progress("warm_up", 1.0)
     return pipeline, description
 
 

@@ -164,6 +164,10 @@ class GeneratedImage:
     timings: Timings
 
 
+OnLoadProgress = Callable[[str, float], None]
+"""Told while a model loads: the stage, a short word as `text_encoder`, `transformer` or `warm_up`,
+and which fraction of this stage is done, between 0 and 1."""
+
 OnStep = Callable[[Step], None]
 IsCancelled = Callable[[], bool]
 
@@ -195,6 +199,10 @@ class Pipeline(Protocol):
         `DeviceLostError` when the process is past saving.
         """
         ...
+
+
+def ignore_load_progress(_stage: str, _fraction: float) -> None:
+    """Be told how loading goes, and do nothing."""
 
 
 def floor_to_multiple(pixels: int) -> int:
