@@ -26,9 +26,10 @@ from pipelines.errors import (
     OutOfMemoryError,
     PipelineError,
 )
-from pipelines.types import GeneratedImage, LoadOptions, Pipeline, Step
+from pipelines.types import GeneratedImage, LoadOptions, OnLoadProgress, Pipeline, Step
 from server.children import die_with_parent
 from server.images import encode
+from server.runners.load_progress import LoadProgress
 from server.runners.messages import (
     LENGTHS,
     TO_RUNNER,
@@ -61,7 +62,7 @@ FAILURES: dict[type[PipelineError], FailureReason] = {
 }
 """What a request may fail of while the runner stays well."""
 
-PipelineFactory = Callable[[LoadOptions], tuple[Pipeline, str]]
+PipelineFactory = Callable[[LoadOptions, OnLoadProgress], tuple[Pipeline, str]]
 
 
 class Runner:
@@ -93,7 +94,9 @@ class Runner:
         try:
             module_name, _, function_name = order.pipeline_factory.partition(":")
             factory: PipelineFactory = getattr(importlib.import_module(module_name), function_name)
-            pipeline, description = factory(order.options)
+            on_progress = LoadProgress(self._send)
+            pipeline, description = factory(order.options, on_progress)
+            on_progress.flush()
         except Exception as error:
             log.exception("the pipeline cannot be loaded")
             reason = str(error) if isinstance(error, PipelineError) else repr(error)

@@ -14,7 +14,7 @@ from pipelines.flux2 import Flux2
 from pipelines.memory import choose_plan
 from pipelines.plan import Plan
 from pipelines.streaming import HostEmbedding, Streamed
-from pipelines.types import Acceleration, LoadOptions, Precision
+from pipelines.types import Acceleration, LoadOptions, Precision, ignore_load_progress
 from tests.pipelines.test_flux2 import make_latents, make_request
 
 Load = Callable[..., Flux2]
@@ -30,7 +30,7 @@ def load(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
         monkeypatch.setattr(construction, "choose_plan", choose)
         options = LoadOptions(model=demo_model, device="cpu")
-        return construction.construct(options, lambda _stage, _fraction: None)[0]
+        return construction.construct(options, ignore_load_progress)[0]
 
     return load
 
@@ -85,7 +85,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(demo_model: Path) -> None:
     """A profile for cards on a machine without one says so."""
     options = LoadOptions(model=demo_model, device="cpu", profile="80gb")
     with pytest.raises(DoesNotFitError, match="profile 80gb .* made for another kind of device"):
-        construction.construct(options, lambda _stage, _fraction: None)
+        construction.construct(options, ignore_load_progress)
 
 
 def test_progress_is_told_by_stage(demo_model: Path) -> None:
