@@ -1,15 +1,11 @@
 """From a local diffusers folder to a ready pipeline. Never from a hub, never from a pickle."""
 
 from pipelines.folder import check_model_folder
-from pipelines.types import LoadOptions, OnLoadProgress, Pipeline
-
-
-def tell_nobody(stage: str, fraction: float) -> None:
-    """Stand for whoever hears of progress."""
+from pipelines.types import LoadOptions, OnLoadProgress, Pipeline, ignore_load_progress
 
 
 def load_pipeline(
-    options: LoadOptions, on_progress: OnLoadProgress = tell_nobody
+    options: LoadOptions, on_progress: OnLoadProgress = ignore_load_progress
 ) -> tuple[Pipeline, str]:
     """Load the model, laid out as fits the device, and describe it in a few words.
 

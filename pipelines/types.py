@@ -197,7 +197,8 @@ class GeneratedImage:
 
 
 OnLoadProgress = Callable[[str, float], None]
-"""Hears how far loading is: a stage in a short word, and how much of it is done, from 0 to 1."""
+"""Told while a model loads: the stage, a short word as `text_encoder`, `transformer` or `warm_up`,
+and which fraction of this stage is done, between 0 and 1."""
 
 OnStep = Callable[[Step], None]
 IsCancelled = Callable[[], bool]
@@ -236,6 +237,10 @@ class Pipeline(Protocol):
         `DeviceLostError` when the process is past saving.
         """
         ...
+
+
+def ignore_load_progress(_stage: str, _fraction: float) -> None:
+    """Be told how loading goes, and do nothing."""
 
 
 def floor_to_multiple(pixels: int) -> int:

@@ -57,7 +57,8 @@ class Parts:
 class Attempt:
     """A claimed job on its way through a runner, until it has an outcome or waits again.
 
-    `on_free` is called once it no longer `holds_device`: its images are drawn, or never will be.
+    `on_free` is called when it no longer `holds_device`: its images are drawn, or never will be.
+    A death of the runner is no such moment.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Attempt:
         prefetcher: Prefetcher,
         runner: LocalRunner,
         job: Job,
-        on_free: Callable[[], None],
+        on_free: Callable[["Attempt"], None],
     ) -> None:
         self._parts = parts
         self._prefetcher = prefetcher
@@ -129,8 +130,9 @@ class Attempt:
         await self._runner.cancel(self.job.request_id)
 
     def _free_device(self) -> None:
-        self.holds_device = False
-        self._on_free()
+        if self.holds_device:
+            self.holds_device = False
+            self._on_free(self)
 
     async def _make_outcome(self) -> Outcome:
         job = self.job

@@ -16,6 +16,7 @@ from server.jobs import IllegalTransitionError, Job, JobStatus, Need
 from server.prefetch import Prefetcher
 from server.results import cancelled_error, error_outcome, missed_start_error, our_fault
 from server.runners.local import LocalRunner
+from server.runners.messages import Loading
 from server.store import StoreUnavailableError
 from server.worker import Worker
 
@@ -60,6 +61,11 @@ class Dispatcher:
     def descriptions(self) -> list[str]:
         """What the runners have loaded, in words for people."""
         return [worker.runner.description or "" for worker in self._workers]
+
+    @property
+    def loading(self) -> list[Loading | None]:
+        """How far each runner is with loading; None for one that does not load."""
+        return [worker.runner.loading for worker in self._workers]
 
     @property
     def held(self) -> bool:

@@ -270,7 +270,9 @@ class Settings(BaseSettings):
     connections_per_address: int = Field(
         1000, gt=0, description="Most connections that one address may hold open."
     )
-    load_seconds: float = Field(1800, gt=0, description="How long loading the model may take.")
+    load_seconds: float = Field(
+        1800, gt=0, description="How long loading the model may make no progress."
+    )
     step_seconds: float = Field(
         60, gt=0, description="Longest denoising step; ten times the usual one if that is more."
     )

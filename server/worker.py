@@ -149,18 +149,21 @@ class Worker:
         return await self._parts.store.claim(self._parts.clock(), self._prefetcher.ready())
 
     def _begin(self, job: Job) -> None:
-        attempt = Attempt(self._parts, self._prefetcher, self.runner, job, self.wake)
+        attempt = Attempt(self._parts, self._prefetcher, self.runner, job, self._note_free)
         others = tuple(self._attempts) if attempt.is_suspect else ()
         task = asyncio.create_task(attempt.run(others), name=f"attempt {job.request_id}")
         self._attempts[task] = attempt
         task.add_done_callback(self._end)
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        attempt = self._attempts.pop(task)
-        error = None if task.cancelled() else task.exception()
-        if error is None and not attempt.is_suspect:
+    def _note_free(self, attempt: Attempt) -> None:
+        if not attempt.is_suspect:
             self._pause_seconds = FIRST_RESPAWN_SECONDS
-        elif not isinstance(error, RunnerDiedError):
+        self.wake()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        del self._attempts[task]
+        error = None if task.cancelled() else task.exception()
+        if error and not isinstance(error, RunnerDiedError):
             self._trouble = error
         self.wake()
 

@@ -121,6 +121,30 @@ def test_it_measures_the_memory_of_inputs(tmp_path: Path) -> None:
     assert list((tmp_path / "data").iterdir()) == []
 
 
+def test_it_measures_how_long_the_device_idles(tmp_path: Path) -> None:
+    """Small pictures through a real server: every figure is there, and nothing is left behind."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "scripts/bench_overlap.py", "--no-append", "--requests", "4"),
+            *("--seconds", "0.1", "--side", "512", "--data", tmp_path / "data"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    for row in (
+        r"\| device idle between two requests, .* \| [\d.]+ and [\d.]+ ms \| .* \| \S+ \|",
+        r"\| share of the time in which the device drew \| [\d.]+% \| ≥ 97% \| \S+ \|",
+        r"\| encoding one image, on its own \| [\d.]+ s \|  \|  \|",
+        r"\| a drawing took longer than its waits, median \| [\d.]+ ms \|  \|  \|",
+    ):
+        assert re.search(f"^{row}$", done.stdout, re.MULTILINE), (row, done.stdout)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
 def test_the_command_tells_how_it_is_used() -> None:
     """Without the name of a benchmark it says which there are, and fails."""
     done = subprocess.run(
@@ -128,6 +152,7 @@ def test_the_command_tells_how_it_is_used() -> None:
     )
     assert done.returncode == 2
     assert "scripts/bench queue" in done.stderr
+    assert "scripts/bench overlap" in done.stderr
     assert "scripts/bench inputs" in done.stderr
 
 

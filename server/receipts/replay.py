@@ -12,7 +12,13 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageStat
 
-from pipelines.types import GenerationRequest, LoadOptions, Pipeline
+from pipelines.types import (
+    GenerationRequest,
+    LoadOptions,
+    OnLoadProgress,
+    Pipeline,
+    ignore_load_progress,
+)
 from server.catalogue import Order, find_endpoint
 from server.errors import ConfigurationError, FalError
 from server.image_urls import IMAGE_FIELD
@@ -37,10 +43,10 @@ class Replayed:
 def load(factory: str, options: LoadOptions) -> Pipeline:
     """Load the pipeline as a runner does, by import path."""
     module_name, _, function_name = factory.partition(":")
-    make: Callable[[LoadOptions], tuple[Pipeline, str]] = getattr(
+    make: Callable[[LoadOptions, OnLoadProgress], tuple[Pipeline, str]] = getattr(
         importlib.import_module(module_name), function_name
     )
-    return make(options)[0]
+    return make(options, ignore_load_progress)[0]
 
 
 def order_of(receipt: Mapping[str, Any]) -> Order:

@@ -15,6 +15,7 @@ from server.dispatcher import Dispatcher
 from server.keys import Keyring
 from server.metrics import Metrics
 from server.routes.answers import AsciiJSONResponse
+from server.runners.messages import Loading
 from server.settings import Settings
 from server.store import Store
 
@@ -44,6 +45,7 @@ def make_router(
             "reason": problem,
             "model": settings.model.name,
             "pipelines": dispatcher.descriptions,
+            "loading": [_loading(runner) for runner in dispatcher.loading],
             "safety": settings.safety,
             "safety_checker": checker.description if checker else None,
             # No reason to send callers away: those whose keys were known before are served.
@@ -63,6 +65,10 @@ def make_router(
     for path, probe in (("/health", live), ("/health/live", live), ("/health/ready", ready)):
         router.add_api_route(path, probe, methods=["GET", "HEAD"])
     return router
+
+
+def _loading(progress: Loading | None) -> dict[str, str | float] | None:
+    return {"stage": progress.stage, "fraction": progress.fraction} if progress else None
 
 
 def _storage(problem: str | None) -> str | None:

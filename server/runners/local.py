@@ -21,6 +21,7 @@ from server.runners.messages import (
     Image,
     Load,
     LoadFailed,
+    Loading,
     Progress,
     Ready,
     Run,
@@ -33,6 +34,9 @@ log = structlog.get_logger(__name__)
 HANG_FACTOR = 10
 UNROUNDED_FROM = (2, 13)
 """The version of torch from which pinned memory can be had without rounding up."""
+FIRST_STAGE = "start"
+"""Of loading: the imports, before the pipeline factory tells of anything."""
+
 RUNNER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -95,14 +99,14 @@ class LocalRunner:
         self._connection: Connection | None = None
         self._problem: str | None = None
         self.on_end: Callable[[], None] = _do_nothing
-        self._is_loading = False
+        self.loading: Loading | None = None
         self.description: str | None = None
         self.load_seconds = 0.0
 
     @property
     def state(self) -> RunnerState:
         """What can be done with it now."""
-        if self._is_loading:
+        if self.loading:
             return RunnerState.LOADING
         return RunnerState.READY if self.pid else RunnerState.STOPPED
 
@@ -124,7 +128,7 @@ class LocalRunner:
 
         Raises `RunnerLoadError` or `RunnerDiedError`; there is no child then.
         """
-        self._is_loading = True
+        self.loading = Loading(stage=FIRST_STAGE, fraction=0.0)
         try:
             await self.stop()  # the device is free only when the last child is gone
             self._connection = await self._spawn()
@@ -137,7 +141,7 @@ class LocalRunner:
             await self.stop()
             raise
         finally:
-            self._is_loading = False
+            self.loading = None
         if self.pid:  # it may have died since
             self._problem = None
         self.description = ready.description
@@ -227,15 +231,17 @@ class LocalRunner:
         self.on_end()
 
     async def _wait_loaded(self, connection: Connection) -> Ready:
-        """Give the order to load, and wait until that is done."""
+        """Give the order to load, and keep the newest word about it until it is done."""
         with connection.inbox(None) as inbox:
             await connection.send(self._load)
-            message, _ = await inbox.receive(self._limits.load_seconds)
-        if isinstance(message, LoadFailed):
-            raise RunnerLoadError(message.reason)
-        if not isinstance(message, Ready):
-            raise RunnerDiedError(f"the runner answered {message.kind} to load")
-        return message
+            while True:
+                message, _ = await inbox.receive(self._limits.load_seconds)
+                if isinstance(message, Ready):
+                    return message
+                if isinstance(message, LoadFailed):
+                    raise RunnerLoadError(message.reason)
+                if isinstance(message, Loading):
+                    self.loading = message
 
 
 def _allocator_settings(torch_version: str) -> str:

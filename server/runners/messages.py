@@ -54,6 +54,15 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """Runner to gateway, while it loads: what `pipelines.types.OnLoadProgress` was told."""
+
+    stage: str
+    fraction: float
+    kind: Literal["loading"] = "loading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """Runner to gateway: the pipeline is loaded; `description` is for people."""
 
@@ -142,7 +151,7 @@ class Failed:
 
 ToRunner = Annotated[Load | Run | Cancel, Field(discriminator="kind")]
 FromRunner = Annotated[
-    Ready | LoadFailed | Progress | Drawn | Image | Done | Failed,
+    Loading | Ready | LoadFailed | Progress | Drawn | Image | Done | Failed,
     Field(discriminator="kind"),
 ]
 

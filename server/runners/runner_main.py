@@ -29,11 +29,19 @@ from pipelines.errors import (
     ReferenceRefusedError,
 )
 from pipelines.review import keep_for_review
-from pipelines.types import GeneratedImage, LoadOptions, Pipeline, SafetyOptions, Step
+from pipelines.types import (
+    GeneratedImage,
+    LoadOptions,
+    OnLoadProgress,
+    Pipeline,
+    SafetyOptions,
+    Step,
+)
 from pipelines.verdicts import ImageChecker, Verdict, check_references, look
 from server.children import die_with_parent
 from server.images import encode
 from server.provenance.markers import DEFAULT_MARKING
+from server.runners.load_progress import LoadProgress
 from server.runners.messages import (
     LENGTHS,
     TO_RUNNER,
@@ -71,7 +79,7 @@ FAILURES: dict[type[PipelineError], FailureReason] = {
 CHECKER_MODULE = "pipelines.safety"
 """By name: like the pipeline it imports torch, which this module must not."""
 
-PipelineFactory = Callable[[LoadOptions], tuple[Pipeline, str]]
+PipelineFactory = Callable[[LoadOptions, OnLoadProgress], tuple[Pipeline, str]]
 
 
 class Runner:
@@ -107,7 +115,9 @@ class Runner:
         try:
             module_name, _, function_name = order.pipeline_factory.partition(":")
             factory: PipelineFactory = getattr(importlib.import_module(module_name), function_name)
-            pipeline, description = factory(order.options)
+            on_progress = LoadProgress(self._send)
+            pipeline, description = factory(order.options, on_progress)
+            on_progress.flush()
             self._load_checker(order.options, pipeline)
         except Exception as error:
             log.exception("the pipeline cannot be loaded")

@@ -27,6 +27,7 @@ from pipelines.types import (
     GenerationRequest,
     GenerationSettings,
     IsCancelled,
+    OnLoadProgress,
     OnStep,
     Stage,
     Step,
@@ -165,22 +166,22 @@ def _hang(word: str, on_step: OnStep) -> None:
     threading.Event().wait(HANG_SECONDS)
 
 
-def instant(_options: Any) -> tuple[FaultPipeline, str]:
+def instant(_options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
     """Load at once."""
     return FaultPipeline(), "a fault pipeline"
 
 
-def missing(_options: Any) -> tuple[FaultPipeline, str]:
+def missing(_options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
     """Find no model."""
     raise ModelNotFoundError("/models/flux2/vae/config.json: missing")
 
 
-def stillborn(_options: Any) -> tuple[FaultPipeline, str]:
+def stillborn(_options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
     """End the process while loading."""
     os._exit(9)
 
 
-def flaky(options: Any) -> tuple[FaultPipeline, str]:
+def flaky(options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
     """Find no model five times; the times are counted in the model's folder."""
     counter = Path(options.model) / "loads"
     loads = int(counter.read_text(encoding="ascii")) if counter.exists() else 0
@@ -190,12 +191,24 @@ def flaky(options: Any) -> tuple[FaultPipeline, str]:
     return FaultPipeline(), "a fault pipeline, at last"
 
 
-def endless(_options: Any) -> tuple[FaultPipeline, str]:
+def endless(_options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
     """Load for longer than anybody waits."""
     threading.Event().wait(HANG_SECONDS)
     raise ModelNotFoundError("nothing after all")
 
 
-def describe_environment(_options: Any) -> tuple[FaultPipeline, str]:
+def gradual(options: Any, on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
+    """Load half, wait for the file `gate` in the model's folder, and load the rest."""
+    on_progress("transformer", 0.0)
+    on_progress("transformer", 0.5)
+    on_progress("warm_up", 0.25)
+    pause = threading.Event()
+    while not (Path(options.model) / "gate").exists():
+        pause.wait(0.002)
+    on_progress("warm_up", 1.0)
+    return FaultPipeline(), "a fault pipeline, bit by bit"
+
+
+def describe_environment(_options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
     """Load at once, and describe the environment the runner was started with."""
     return FaultPipeline(), json.dumps(dict(os.environ))

@@ -170,6 +170,19 @@ def test_five_failed_loads_then_success(make_gateway: MakeGateway) -> None:
     assert row_of(gateway.data_dir, request_id)["attempts"] == 1
 
 
+def test_progress_of_loading_is_shown(make_gateway: MakeGateway) -> None:
+    """F6: ready tells the stage and how much of it is done, until the runner is ready."""
+    gateway = make_gateway(PIPELINE_FACTORY="fault_pipelines:gradual").start(until=None)
+    client = Client(gateway)
+    expected = [{"stage": "warm_up", "fraction": 0.25}]
+    wait_until(lambda: client.ready().json()["loading"] == expected, 60, "it does not load")
+    answer = client.ready()
+    assert (answer.status_code, answer.json()["reason"]) == (503, "the runner is loading")
+    (gateway.data_dir.parent / "gate").touch()
+    wait_until(lambda: client.ready().status_code == 200, 60, "it is never ready")
+    assert client.ready().json()["loading"] == [None]
+
+
 def test_an_idle_runner_that_dies_is_replaced(gateway: Gateway, client: Client) -> None:
     """F11: ready falls while there is no runner and comes back with the next, within seconds."""
     pid = gateway.runner()

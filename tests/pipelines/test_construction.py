@@ -15,7 +15,7 @@ from pipelines.flux2 import Flux2
 from pipelines.memory import choose_plan
 from pipelines.plan import Plan
 from pipelines.streaming import HostEmbedding, Streamed
-from pipelines.types import Acceleration, LoadOptions, Precision
+from pipelines.types import Acceleration, LoadOptions, Precision, ignore_load_progress
 from tests.pipelines.test_flux2 import make_latents, make_request
 from tests.pipelines.test_memory import REAL, make_card
 
@@ -32,7 +32,7 @@ def load(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
         monkeypatch.setattr(construction, "choose_plan", choose)
         options = LoadOptions(model=demo_model, device="cpu", expansion_tokens=4)
-        return construction.construct(options, lambda _stage, _fraction: None)[0]
+        return construction.construct(options, ignore_load_progress)[0]
 
     return load
 
@@ -87,7 +87,7 @@ def test_a_model_that_does_not_fit_is_not_loaded(demo_model: Path) -> None:
     """A profile for cards on a machine without one says so."""
     options = LoadOptions(model=demo_model, device="cpu", profile="80gb")
     with pytest.raises(DoesNotFitError, match="profile 80gb .* made for another kind of device"):
-        construction.construct(options, lambda _stage, _fraction: None)
+        construction.construct(options, ignore_load_progress)
 
 
 def test_the_text_encoder_is_whole_where_that_costs_nothing_else(
@@ -115,7 +115,7 @@ def test_criteria_need_somebody_to_judge_by_them() -> None:
     """A checkpoint whose encoder cannot answer is not served without its checks."""
     options = LoadOptions(model=DEMO_CHECKPOINT, device="cpu", prompt_criteria=("Is it rude?",))
     with pytest.raises(LanguageError, match="no language model: .* cannot write"):
-        construction.construct(options, lambda _stage, _fraction: None)
+        construction.construct(options, ignore_load_progress)
 
 
 def test_a_streamed_text_encoder_writes_the_same(load: Load) -> None:

@@ -22,7 +22,7 @@ from pipelines.memory import choose_plan
 from pipelines.plan import Layout, Plan
 from pipelines.prequantised import MANIFEST, check_set, fingerprint, read_set, write_set
 from pipelines.quantisation import quantise_blocks
-from pipelines.types import LoadOptions, Precision
+from pipelines.types import LoadOptions, Precision, ignore_load_progress
 from pipelines.weights import read_tensors
 from tests.pipelines.test_flux2 import make_latents, make_request
 from tests.pipelines.test_trees import assert_same
@@ -75,7 +75,7 @@ def test_a_set_is_used_where_it_is_all_that_is_needed(
 
         monkeypatch.setattr(construction, "choose_plan", choose)
         options = LoadOptions(model=model, device="cpu")
-        return construction.construct(options, lambda _stage, _fraction: None)[0]
+        return construction.construct(options, ignore_load_progress)[0]
 
     requests = (make_request(), make_request(flash=True))
     with_set = [make_latents(load(flash="attached"), request) for request in requests]
@@ -100,7 +100,7 @@ def test_exact_weights_are_read_where_they_are_needed(
 
     monkeypatch.setattr(construction, "choose_plan", choose)
     monkeypatch.setattr(construction, "read_set", refuse)
-    construction.construct(LoadOptions(model=model, device="cpu"), lambda _stage, _fraction: None)
+    construction.construct(LoadOptions(model=model, device="cpu"), ignore_load_progress)
 
 
 def damage_manifest(folder: Path) -> None:

@@ -19,6 +19,8 @@ from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
+WAIT_SECONDS = 30
+
 
 def make_runner(settings: Settings) -> LocalRunner:
     """Make a runner with the settings' pipeline."""
@@ -126,6 +128,26 @@ async def test_each_request_has_a_limit_of_its_own(
             await task
     assert runner.problem == f"the runner hung: silent for {seconds} s"
     assert runner.pid is None
+
+
+async def test_progress_of_loading_is_kept(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """The newest word counts for as long as the runner loads."""
+    runner = make_runner(make_settings(pipeline_factory="fault_pipelines:gradual"))
+    starting = asyncio.create_task(runner.start())
+    seen = []
+    async with asyncio.timeout(WAIT_SECONDS):
+        while ("warm_up", 0.25) not in seen:
+            if runner.loading:
+                seen.append((runner.loading.stage, runner.loading.fraction))
+            await asyncio.sleep(0)
+    assert (runner.state, runner.problem) == (RunnerState.LOADING, "the runner is loading")
+    (tmp_path / "gate").touch()
+    await starting
+    assert (runner.state, runner.problem, runner.loading) == (RunnerState.READY, None, None)
+    await runner.stop()
+    assert seen[0] == ("start", 0.0)
 
 
 async def test_how_it_died_is_told(settings: Settings) -> None:

@@ -25,6 +25,7 @@ from server.runners.messages import (
     Image,
     Load,
     LoadFailed,
+    Loading,
     Progress,
     Ready,
     Run,
@@ -76,6 +77,7 @@ def test_a_request_survives_the_frame_exactly() -> None:
 @pytest.mark.parametrize(
     "message",
     [
+        Loading(stage="transformer", fraction=0.43),
         Ready(description="tiny on cpu", load_seconds=1.5),
         LoadFailed(reason="x: missing\ny: missing"),
         Progress(request_id="r", stage=Stage.DENOISE, image_index=1, step=2, steps=28),
