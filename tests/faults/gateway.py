@@ -191,7 +191,7 @@ class Gateway:
 
     def runners(self) -> list[int]:
         """Return the process ids of the gateway's living runners."""
-        return [pid for pid in marked(self.mark) if pid != self.pid and _parent(pid) == self.pid]
+        return [pid for pid in marked(self.mark) if _parent(pid) == self.pid and _is_runner(pid)]
 
     def runner(self) -> int:
         """Return the process id of the one runner, and wait for it if need be."""
@@ -306,3 +306,11 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def _is_runner(pid: int) -> bool:
+    """Tell a runner from whatever else the gateway is about to start: a fork still has its mark."""
+    try:
+        return b"server.runners.runner_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
