@@ -1,8 +1,11 @@
 """The commands about where images come from, as an operator types them; replays need a server."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -12,6 +15,15 @@ from server.provenance.watermark import embed
 from server.receipts.signed import load_key, sign_receipt
 
 RUNNER = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Leave the log as it was: `serve` sends it to a stream that is closed when the test ends."""
+    config, handlers = structlog.get_config(), logging.root.handlers[:]
+    yield
+    structlog.configure(**config)
+    logging.root.handlers[:] = handlers
 
 
 def call(*arguments: object) -> tuple[int, str]:

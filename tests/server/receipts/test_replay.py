@@ -136,7 +136,7 @@ def test_what_was_applied_is_read_from_its_header() -> None:
     assert read_applied(None) == {}
 
 
-def make_nothing(_: LoadOptions) -> tuple[Pipeline | None, str]:
+def make_nothing(_: LoadOptions, _on_progress: object) -> tuple[Pipeline | None, str]:
     """Stand in for a pipeline's factory."""
     return None, "nothing"
 
