@@ -23,6 +23,7 @@ LABELS = {
     "acceleration": {"none", "regular", "high"},
     "precision": {"float32", "bfloat16", "fp8", "int8"},
     "flash": {"no", "yes"},
+    "reason": {"unchecked", "ok", "nsfw", "ok_second_look", "nsfw_second_look"},
 }
 """Every label there is, and every value it may have."""
 
@@ -36,6 +37,7 @@ NAMES = {
     "flux2_step_seconds",
     "flux2_jobs",
     "flux2_images",
+    "flux2_safety_verdicts",
     "flux2_cancelled",
     "flux2_webhook_attempts",
     "flux2_worker_up",
