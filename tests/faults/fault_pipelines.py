@@ -89,8 +89,10 @@ class FaultPipeline:
             word = _first_time(*rest.split(" "))
         self._fail(word)
         on_step(Step(Stage.ENCODE, 0, 1, 1))
-        if word == "hold":
+        if word in ("hold", "late"):
             self._hold(request, on_step, is_cancelled)
+        if word == "late":
+            raise ValueError("a fault of ours after some steps, with /secret/path")
         if word == "gated":
             self._pass_gates(Path(rest), on_step, is_cancelled)
         if word in ("hang", "spin", "seize"):
