@@ -19,8 +19,8 @@ MOST_PREVIEWS = 8
 PATCH = 2
 """Colours of one token, in each direction."""
 
-FIT_SIDE_PIXELS = 256
-FIT_PICTURES = 12
+FIT_SIDE_PIXELS = 128
+FIT_PICTURES = 10
 FIT_SEED = 0
 RIDGE = 1e-3
 """How strongly the fit prefers small weights: channels that the pictures hardly move stay quiet."""
