@@ -126,6 +126,12 @@ class ReferenceEncoder:
         packed = [self._pipe._pack_latents(grid) for grid in grids]  # noqa: SLF001
         return torch.cat(packed, dim=1), ids.to(self._device)
 
+    @torch.no_grad()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return tokens (1, S, C) of a picture (1, 3, H, W) in [-1, 1]; nothing is remembered."""
+        packed: torch.Tensor = self._pipe._pack_latents(self._encode_pixels(pixels))  # noqa: SLF001
+        return packed
+
     def _encode(self, path: Path) -> torch.Tensor:
         """Return a picture's latents, normalised, as a grid (1, C, height/16, width/16)."""
         data = path.read_bytes()

@@ -29,6 +29,7 @@ from pipelines.device_errors import on_device
 from pipelines.errors import CancelledError, OutOfMemoryError
 from pipelines.language import NO_LANGUAGE, Language
 from pipelines.plan import Plan
+from pipelines.previews import FIT_SIDE_PIXELS, LatentColours, PreviewSeries
 from pipelines.schedule import make_schedule
 from pipelines.streaming import Slots
 from pipelines.transformers import Transformers
@@ -75,6 +76,7 @@ class Flux2:
         self._language = language
         self._decoder_is_compiled = False
         self._build = build
+        self._colours: LatentColours | None = None
         cache = TensorCache(cache_bytes, device)
         self._text_encoder = TextEncoder(pipe, device, cache)
         self._reference_encoder = ReferenceEncoder(pipe, device, cache)
@@ -100,6 +102,8 @@ class Flux2:
             prompt = on_device(lambda: self._language.choose_prompt(request, is_cancelled))
             condition = on_device(lambda: self.encode(prompt, request.reference_images))
         self._admit(request.settings, condition)
+        if request.previews and self._colours is None:
+            self._colours = on_device(self.fit_colours)
         on_step(Step(Stage.ENCODE, 0, 1, 1))
         encode_seconds = time.monotonic() - started
         for index in range(request.num_images):
@@ -200,6 +204,7 @@ class Flux2:
         image_index: int,
         on_step: OnStep,
         is_cancelled: IsCancelled,
+        previews: PreviewSeries | None = None,
     ) -> torch.Tensor:
         """Take the noise out of `latents` (1, S, C), step by step.
 
@@ -240,9 +245,12 @@ class Flux2:
             else:
                 hidden = embedded + residuals.at(schedule.sigmas[index])
             velocity = denoiser.project(hidden, level, image_tokens)
+            if previews:
+                previews.note(latents, velocity, schedule.sigmas[index], index)
             latents = schedule.step(latents, velocity, index)
             pace.keep()
-            on_step(Step(Stage.DENOISE, image_index, index + 1, len(mask)))
+            preview = previews.take() if previews else None
+            on_step(Step(Stage.DENOISE, image_index, index + 1, len(mask), preview))
         return latents
 
     @torch.no_grad()
@@ -260,6 +268,17 @@ class Flux2:
             pixels, output_type="pil"
         )
         return pictures[0]
+
+    @torch.no_grad()
+    def fit_colours(self) -> LatentColours:
+        """Fit what previews are painted with to this VAE: some pictures there and back."""
+        side = FIT_SIDE_PIXELS
+
+        def roundtrip(picture: torch.Tensor) -> tuple[torch.Tensor, Image.Image]:
+            tokens = self._reference_encoder.encode_pixels(picture)
+            return tokens, self.decode(tokens, side, side)
+
+        return LatentColours.fit(roundtrip, self._device)
 
     def _warm_up_decoder(self, width: int, height: int) -> None:
         """Compile the decoder, or leave it as it was where that fails: no image may fail for it."""
@@ -305,8 +324,14 @@ class Flux2:
         """Return an image, and the seconds that denoising and decoding took."""
         settings, started = request.settings, time.monotonic()
         latents, ids = self.prepare(request.seed + index, settings.width, settings.height)
+        previews = None
+        if request.previews and self._colours:
+            size = settings.width, settings.height
+            previews = PreviewSeries(self._colours, *size, settings.num_inference_steps)
         with self._streaming():
-            latents = self.denoise(latents, ids, condition, settings, index, on_step, is_cancelled)
+            latents = self.denoise(
+                latents, ids, condition, settings, index, on_step, is_cancelled, previews
+            )
         denoised = time.monotonic()
         _stop_if(is_cancelled)
         picture = self.decode(latents, settings.width, settings.height)

@@ -4,6 +4,7 @@ Two kinds: any image classifier of transformers, as Falconsai/nsfw_image_detecti
 checker. Both give a score from 0 to 1; what follows from it is in `verdicts`.
 """
 
+import copy
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -151,6 +152,16 @@ class NetworkChecker:
         except Exception as error:
             message = f"the safety check failed: {type(error).__name__}: {error}"
             raise CheckFailedError(message) from error
+
+    def for_previews(self) -> "NetworkChecker":
+        """Return the same checker for pictures that come by the dozen: nobody looks again.
+
+        What somebody would have looked at again counts as unsafe.
+        """
+        hasty = copy.copy(self)
+        if self._second_look is not None:
+            hasty._second_look = lambda _image: True  # noqa: SLF001  (of its own class)
+        return hasty
 
     @torch.inference_mode()
     def score(self, image: Image.Image) -> float:

@@ -144,7 +144,8 @@ class GenerationSettings:
 class GenerationRequest:
     """One request: `num_images` images of one prompt, image i drawn from `seed + i`.
 
-    `reference_images` are paths of trusted RGB files, already decoded and checked.
+    `reference_images` are paths of trusted RGB files, already decoded and checked. With `previews`
+    somebody watches: some steps come with a picture of what is drawn so far.
     """
 
     request_id: str
@@ -153,6 +154,7 @@ class GenerationRequest:
     num_images: int
     settings: GenerationSettings
     reference_images: tuple[Path, ...] = ()
+    previews: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +162,14 @@ class Step:
     """Progress: `step` of `steps` of this stage is done, for image `image_index`.
 
     Stages other than denoise have one step; encode serves all images and is told for index 0.
+    `preview` is a small picture of the image so far, unchecked, where the request wants previews.
     """
 
     stage: Stage
     image_index: int
     step: int
     steps: int
+    preview: Image.Image | None = None
 
 
 @dataclass(frozen=True, slots=True)

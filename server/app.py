@@ -13,7 +13,7 @@ from starlette.responses import Response
 from server.errors import FalError, RequestError
 from server.gateway import Gateway
 from server.names import OwnNames
-from server.routes import files, health, jwks, openapi, queue, requests, run
+from server.routes import files, health, jwks, openapi, queue, requests, run, stream
 from server.routes.answers import (
     AsciiJSONResponse,
     error_response,
@@ -90,6 +90,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         UploadRoutes(gateway.uploads, gateway.tickets).router,
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
+        stream.StreamRoutes(store, admission, dispatcher, events, limit).router,
         run.make_router(
             store,
             admission,

@@ -25,10 +25,17 @@ from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, Outcome
 from server.metrics import Metrics
 from server.prefetch import Prefetcher, Prepared
-from server.results import build_outcome, cancelled_error, delete_files, error_outcome, our_fault
+from server.results import (
+    build_outcome,
+    cancelled_error,
+    delete_files,
+    error_outcome,
+    our_fault,
+    partial_answer,
+)
 from server.runners.connection import RunnerAbsentError, RunnerDiedError
 from server.runners.local import Generated, GenerationFailedError, LocalRunner
-from server.runners.messages import Progress
+from server.runners.messages import Preview, Progress
 from server.safety import refused_prompt, refused_reference
 from server.settings import Settings
 from server.store import Store, StoreUnavailableError
@@ -147,7 +154,7 @@ class Attempt:
                 keep_seconds = self._parts.settings.sync_result_seconds
             prepared = await self._take(order)
             order = prepared.apply_to(order)
-            generated = await self._draw(order, prepared.references)
+            generated = await self._draw(endpoint, order, prepared.references)
             return await self._until_stored(
                 lambda: self._build(endpoint, order, generated, keep_seconds)
             )
@@ -167,7 +174,9 @@ class Attempt:
             return await self._until_stored(lambda: self._prefetcher.take(self.job))
         return Prepared()
 
-    async def _draw(self, order: Order, references: tuple[Path, ...]) -> Generated:
+    async def _draw(
+        self, endpoint: Endpoint, order: Order, references: tuple[Path, ...]
+    ) -> Generated:
         if self._cancelled:
             raise cancelled_error()
         request = GenerationRequest(
@@ -177,6 +186,7 @@ class Attempt:
             num_images=order.num_images,
             settings=order.settings,
             reference_images=references,
+            previews=self._parts.events.wants_previews(self.job.request_id),
         )
         loop = asyncio.get_running_loop()
         since = loop.time()
@@ -188,9 +198,16 @@ class Attempt:
             since = now
             self._parts.events.log(progress.request_id, _describe(progress, order.num_images))
 
+        previews: dict[int, tuple[Preview, bytes]] = {}
+
+        def on_preview(preview: Preview, data: bytes) -> None:
+            previews[preview.index] = (preview, data)
+            partial = partial_answer(endpoint, order, previews, preview)
+            self._parts.events.show(preview.request_id, partial)
+
         try:
             generated = await self._runner.run(
-                request, order.output_format, on_progress, self._free_device
+                request, order.output_format, on_progress, self._free_device, on_preview
             )
         except GenerationFailedError as error:
             raise _failure(error, order) from error

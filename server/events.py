@@ -1,4 +1,4 @@
-"""What is happening right now, in memory: who waits for a job, and the log of a running one.
+"""What is happening right now, in memory: who waits for a job, what it shows, and its log.
 
 Nothing here needs to survive: a waiting caller is gone after a restart, and an attempt that was
 cut off starts its log anew.
@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from server.schemas import LogEntry
 
@@ -22,6 +23,7 @@ class Events:
     def __init__(self) -> None:
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._logs: dict[str, list[LogEntry]] = {}
+        self._previews: dict[str, dict[str, Any] | None] = {}
         self._closed = False
 
     @property
@@ -57,6 +59,32 @@ class Events:
         self._closed = True
         for request_id in list(self._watchers):
             self.notify(request_id)
+
+    @contextmanager
+    def want_previews(self, request_id: str) -> Iterator[None]:
+        """Have a job show how far its images are, from its next attempt on, to one listener."""
+        self._previews[request_id] = None
+        try:
+            yield
+        finally:
+            del self._previews[request_id]
+
+    def wants_previews(self, request_id: str) -> bool:
+        """Say whether somebody watches this job's images come."""
+        return request_id in self._previews
+
+    def show(self, request_id: str, partial: dict[str, Any]) -> None:
+        """Give the listener a partial answer; one that it has not taken yet is dropped."""
+        if request_id in self._previews:
+            self._previews[request_id] = partial
+            self.notify(request_id)
+
+    def take_preview(self, request_id: str) -> dict[str, Any] | None:
+        """Return the newest partial answer, once."""
+        partial = self._previews.get(request_id)
+        if partial is not None:
+            self._previews[request_id] = None
+        return partial
 
     def start_log(self, request_id: str) -> None:
         """Begin an empty log for an attempt."""

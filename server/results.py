@@ -3,14 +3,15 @@
 import base64
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from server.catalogue import Endpoint, Order
 from server.errors import FalError, RequestError
 from server.files import URL_PREFIX, FileStore
 from server.jobs import Job, Outcome, StoredFile
 from server.runners.local import Generated
-from server.runners.messages import Image
+from server.runners.messages import Image, Preview
 from server.schemas import ImageFile, OutputFormat
 
 
@@ -90,6 +91,32 @@ def build_outcome(
     )
 
 
+def partial_answer(
+    endpoint: Endpoint, order: Order, previews: Mapping[int, tuple[Preview, bytes]], newest: Preview
+) -> dict[str, Any]:
+    """Make an answer in the shape of the endpoint's output, of an order that is being drawn.
+
+    Its images are previews, the last one of each image that was begun; `progress` is beside them.
+    """
+    shown = [pair for _, pair in sorted(previews.items())]
+    answer = endpoint.output.model_validate(
+        {
+            "images": [_inline(preview, data, OutputFormat.JPEG) for preview, data in shown],
+            "timings": {},
+            "seed": order.seed,
+            "has_nsfw_concepts": [preview.has_nsfw_concept for preview, _ in shown],
+            "prompt": order.prompt,
+        }
+    )
+    progress = {
+        "image": newest.index + 1,
+        "num_images": order.num_images,
+        "step": newest.step,
+        "steps": newest.steps,
+    }
+    return {**answer.model_dump(), "progress": progress}
+
+
 def delete_files(stored: Sequence[StoredFile], files: FileStore) -> None:
     """Delete the files of an outcome that was not committed."""
     for file in stored:
@@ -119,13 +146,13 @@ def _store(
     return _describe(image, len(data), url=f"{job.origin}{URL_PREFIX}{name}", name=name)
 
 
-def _inline(image: Image, data: bytes, output_format: OutputFormat) -> ImageFile:
+def _inline(image: Image | Preview, data: bytes, output_format: OutputFormat) -> ImageFile:
     name = f"{uuid.uuid4().hex}.{output_format.value}"
     url = f"data:{image.content_type};base64,{base64.b64encode(data).decode('ascii')}"
     return _describe(image, len(data), url=url, name=name)
 
 
-def _describe(image: Image, size_bytes: int, *, url: str, name: str) -> ImageFile:
+def _describe(image: Image | Preview, size_bytes: int, *, url: str, name: str) -> ImageFile:
     return ImageFile(
         url=url,
         content_type=image.content_type,

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import FalError, InputError, RequestError
 
@@ -43,7 +43,8 @@ class EventStream(StreamingResponse):
     """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
     However it ends, `events` is closed then: when they are through, when the reader leaves, or
-    when it stays but takes nothing for `SEND_SECONDS`.
+    when it stays but takes nothing for `SEND_SECONDS`. `on_end` is called then too, even if nothing
+    of the events was ever sent.
     """
 
     media_type = "text/event-stream"
@@ -51,12 +52,31 @@ class EventStream(StreamingResponse):
     open_streams = 0
     """How many there are now, of all requests."""
 
-    def __init__(self, events: AsyncGenerator[str], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[str],
+        headers: Mapping[str, str],
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
         """Raises `RequestError` 429 when there are too many already."""
-        if EventStream.open_streams >= MAX_STREAMS:
-            raise RequestError(429, "Too many status streams", headers={"retry-after": "10"})
+        EventStream.check_room()
         super().__init__(events, headers={**headers, "cache-control": "no-store"})
         self._events = events
+        self._on_end = on_end
+
+    @staticmethod
+    def check_room() -> None:
+        """Raise `RequestError` 429 when no further stream may be opened."""
+        if EventStream.open_streams >= MAX_STREAMS:
+            raise RequestError(429, "Too many event streams", headers={"retry-after": "10"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the events, and then have it known that this is over."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._on_end:
+                self._on_end()
 
     async def stream_response(self, send: Send) -> None:
         """Send what comes; returns early, with the answer incomplete, when nobody takes it."""
@@ -77,6 +97,12 @@ class EventStream(StreamingResponse):
 def event(body: Any) -> str:
     """Write one event, in ASCII as all JSON here."""
     return f"data: {json.dumps(body, ensure_ascii=True, allow_nan=False)}\n\n"
+
+
+def error_event(status: int, body: Any) -> str:
+    """Write the event of an error. It is no JSON on purpose: fal's clients raise on that alone."""
+    detail = json.dumps(body, ensure_ascii=True, allow_nan=False)
+    return f"event: error\ndata: error {status}: {detail}\n\n"
 
 
 def error_response(error: FalError, headers: Mapping[str, str] | None = None) -> Response:

@@ -44,6 +44,7 @@ def build_own_document(origin: str) -> Json:
     for endpoint in CATALOGUE.values():
         app_id = app_id_of(endpoint.id)
         paths[f"/{endpoint.id}"] = {"post": _run(endpoint.id, endpoint.title)}
+        paths[f"/{endpoint.id}/stream"] = {"post": _stream(endpoint.id, endpoint.title)}
         paths[f"/queue/{endpoint.id}"] = {"post": _submit(endpoint.id, endpoint.title, app_id)}
     for app_id in sorted(APP_IDS):
         paths |= _kept(app_id)
@@ -78,6 +79,20 @@ def _run(endpoint_id: str, title: str) -> Json:
         f"run {endpoint_id}",
         "Ask, wait, and get the images on the same connection.",
         {200: answer("The result.", ref(f"{title}Output"))},
+        OF_A_JOB,
+        tags=["run"],
+        parameters=WISHES,
+        requestBody=body(ref(f"{title}Input")),
+    )
+
+
+def _stream(endpoint_id: str, title: str) -> Json:
+    return operation(
+        f"watch {endpoint_id}",
+        "Ask, and watch the images come, as server-sent events: previews in the shape of the "
+        "output with `progress` beside it, and the result last. An error after the first event "
+        "is an event whose data is no JSON.",
+        {200: answer("Previews, and the result.", media="text/event-stream")},
         OF_A_JOB,
         tags=["run"],
         parameters=WISHES,

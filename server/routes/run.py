@@ -19,6 +19,22 @@ from server.routes.wishes import read_wishes
 from server.store import Store
 
 
+def stopping_error(request_id: str) -> RequestError:
+    """Make the answer for who waits for a request that this server will not finish."""
+    return RequestError(
+        503,
+        "The server is stopping; the request is kept under its id.",
+        "runner_disconnected",
+        {REQUEST_ID_HEADER: request_id, "retry-after": "30"},
+    )
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the caller is gone. The body was read: only that message can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def make_router(
     store: Store,
     admission: Admission,
@@ -48,7 +64,7 @@ def make_router(
     async def run(request: Request, endpoint_id: str) -> Response:
         job = await accept(request, endpoint_id)
         waiting = asyncio.create_task(_wait(job.request_id))
-        leaving = asyncio.create_task(_disconnected(request))
+        leaving = asyncio.create_task(disconnected(request))
         try:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done() and cancel_on_disconnect:
@@ -66,18 +82,8 @@ def make_router(
                 if job and job.outcome:
                     return job
                 if job is None or events.closed:
-                    raise RequestError(
-                        503,
-                        "The server is stopping; the request is kept under its id.",
-                        "runner_disconnected",
-                        {REQUEST_ID_HEADER: request_id, "retry-after": "30"},
-                    )
+                    raise stopping_error(request_id)
                 await changed.wait()
-
-    async def _disconnected(request: Request) -> None:
-        """Return when the caller is gone. The body was read: only that message can come."""
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
 
     router.add_api_route("/{endpoint_id:path}", run, methods=["POST"])
     return router

@@ -22,6 +22,7 @@ from server.runners.messages import (
     Load,
     LoadFailed,
     Loading,
+    Preview,
     Progress,
     Ready,
     Run,
@@ -159,8 +160,11 @@ class LocalRunner:
         output_format: OutputFormat,
         on_progress: Callable[[Progress], None],
         on_drawn: Callable[[], None],
+        on_preview: Callable[[Preview, bytes], None] | None = None,
     ) -> Generated:
         """Make the images of a request; `on_drawn` hears when the device is free again.
+
+        `on_preview` gets the previews of a request that wants them, each with its bytes.
 
         Raises `GenerationFailedError` when only the request failed, `RunnerDiedError` when the
         child did (`RunnerAbsentError` when it had before): `start` makes a new one.
@@ -183,6 +187,9 @@ class LocalRunner:
                 elif isinstance(message, Drawn):
                     limit_seconds = self._limits.stage_seconds
                     on_drawn()
+                elif isinstance(message, Preview):
+                    if on_preview:
+                        on_preview(message, payload)
                 elif isinstance(message, Image):
                     generated.images[message.index] = (message, payload)
                 elif isinstance(message, Done):

@@ -1,6 +1,6 @@
 """What gateway and runner say to each other, and how it is framed.
 
-A frame is two big-endian lengths, a JSON header, and raw bytes (empty but for images):
+A frame is two big-endian lengths, a JSON header, and raw bytes (empty but for pictures):
 `>II`, header, payload. JSON because a runner's death in mid-sentence must never run code here.
 """
 
@@ -120,6 +120,24 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """Runner to gateway, where the request wants it: a small JPEG of an image that is being drawn.
+
+    The payload holds the file's bytes. It was checked like an image; a flagged one is black.
+    """
+
+    request_id: str
+    index: int
+    step: int
+    steps: int
+    content_type: str
+    width: int
+    height: int
+    has_nsfw_concept: bool
+    kind: Literal["preview"] = "preview"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """Runner to gateway: all images of the request were sent; `timings` holds seconds.
 
@@ -151,7 +169,7 @@ class Failed:
 
 ToRunner = Annotated[Load | Run | Cancel, Field(discriminator="kind")]
 FromRunner = Annotated[
-    Loading | Ready | LoadFailed | Progress | Drawn | Image | Done | Failed,
+    Loading | Ready | LoadFailed | Progress | Drawn | Preview | Image | Done | Failed,
     Field(discriminator="kind"),
 ]
 

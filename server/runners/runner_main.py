@@ -60,6 +60,7 @@ from server.runners.messages import (
     ToRunner,
     from_runner,
 )
+from server.runners.preview_sender import PreviewSender
 from server.telemetry import configure_logging
 
 EXIT_GATEWAY_GONE = 3
@@ -95,6 +96,7 @@ class Runner:
         self._checker: ImageChecker | None = None
         # One thread, so that images and last words come in order.
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._previews = PreviewSender(self._encoder, self._send)
 
     def serve(self) -> None:
         """Load, then run orders until the gateway hangs up (which ends the process)."""
@@ -103,7 +105,7 @@ class Runner:
         if not isinstance(first, Load):
             raise TypeError(f"the first order must be load, not {first.kind}")
         configure_logging(first.log_level)
-        self._marking = first.marking
+        self._marking = self._previews.marking = first.marking
         pipeline = self._load(first)
         while pipeline:
             order = self._orders.get()
@@ -132,7 +134,8 @@ class Runner:
         self._safety = options.safety
         if options.safety:
             make_checker = importlib.import_module(CHECKER_MODULE).make_checker
-            self._checker = make_checker(options, pipeline.second_look)
+            checker = make_checker(options, pipeline.second_look)
+            self._checker, self._previews.checker = checker, checker.for_previews()
 
     def _run(self, pipeline: Pipeline, order: Run) -> None:
         """Draw the images of a request, and leave all that is to be said of it to the encoder."""
@@ -160,6 +163,8 @@ class Runner:
                     steps=step.steps,
                 )
             )
+            if step.preview:
+                self._previews.send(order, step, step.preview)
 
         def generate() -> float:
             nonlocal prompt
@@ -169,6 +174,7 @@ class Runner:
             is_cancelled = self._cancels[request.request_id].is_set
             for generated in pipeline.generate(request, on_step, is_cancelled):
                 prompt = generated.prompt
+                self._previews.drop()
                 image = self._encoder.submit(self._send_image, order, generated)
                 images.append(image)
             return time.monotonic() - started

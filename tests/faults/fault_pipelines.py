@@ -89,8 +89,10 @@ class FaultPipeline:
             word = _first_time(*rest.split(" "))
         self._fail(word)
         on_step(Step(Stage.ENCODE, 0, 1, 1))
-        if word == "hold":
+        if word in ("hold", "late"):
             self._hold(request, on_step, is_cancelled)
+        if word == "late":
+            raise ValueError("a fault of ours after some steps, with /secret/path")
         if word == "gated":
             self._pass_gates(Path(rest), on_step, is_cancelled)
         if word in ("hang", "spin", "seize"):
@@ -129,7 +131,7 @@ class FaultPipeline:
             if gate and os.path.exists(gate):  # noqa: PTH110  (plain on purpose: a hot loop)
                 return
             step += 1
-            on_step(Step(Stage.DENOISE, 0, step, HOLD_STEPS))
+            on_step(Step(Stage.DENOISE, 0, step, HOLD_STEPS, _preview_for(request)))
             pause.wait(0.01)
         raise CancelledError("cancelled by the caller")
 
@@ -142,6 +144,11 @@ class FaultPipeline:
                     raise CancelledError("cancelled by the caller")
                 pause.wait(0.002)
             on_step(Step(Stage.DENOISE, 0, step, GATED_STEPS))
+
+
+def _preview_for(request: GenerationRequest) -> Image.Image | None:
+    """Return a small picture of the seed's colour, if the request wants previews."""
+    return Image.new("RGB", (64, 64), (request.seed % 256, 0, 0)) if request.previews else None
 
 
 def _first_time(flag: str, word: str) -> str:
