@@ -186,7 +186,8 @@ class Attempt:
             num_images=order.num_images,
             settings=order.settings,
             reference_images=references,
-            previews=self._parts.events.wants_previews(self.job.request_id),
+            previews=self._parts.events.wants_previews(self.job.request_id)
+            and self._parts.inputs.may_preview(order),
         )
         loop = asyncio.get_running_loop()
         since = loop.time()

@@ -156,6 +156,14 @@ class InputPreparer:
         self.judge_prompt(expansion.prompt)
         return Expanded(expansion.prompt, order.seed)
 
+    def may_preview(self, order: Order) -> bool:
+        """Say whether an image of this order may be seen before it is done.
+
+        Not where a model in the runner writes the prompt and a deny list is to judge it: that
+        prompt is known only with the result.
+        """
+        return not (order.settings.expand_prompt and self._rules.reads_prompts)
+
     def judge_prompt(self, prompt: str) -> None:
         """Raise `InputError` for a prompt, written by a model, that no caller may send either."""
         self._rules.refuse_prompt(prompt)

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +295,20 @@ async def test_the_sweep_clears_what_a_dead_server_left(bench: Bench) -> None:
     inputs.sweep()
     assert not path.exists()
     assert not bench.spool.exists()
+
+
+@pytest.mark.parametrize("expand", [True, False])
+@pytest.mark.parametrize("denied", [True, False])
+async def test_no_image_is_seen_before_its_prompt_is_judged(
+    make_settings: Callable[..., Settings], tmp_path: Path, expand: bool, denied: bool
+) -> None:
+    """Where a model writes it while the image is made, and a deny list is to judge it."""
+    deny = tmp_path / "deny.txt"
+    deny.write_text("unicorn")
+    bench = Bench(make_settings(prompt_deny=deny if denied else None))
+    await bench.store.open()
+    order = await bench.inputs.read(
+        await bench.submit(to_data_uri(make_png()), enable_prompt_expansion=expand)
+    )
+    assert bench.inputs.may_preview(order) is not (expand and denied)
+    await bench.store.close()
