@@ -29,6 +29,20 @@ CACHE_BYTES = 1024**3
 """Most that remembered prompts and references take: some sixty prompts of the real model."""
 
 
+class Model(StrEnum):
+    """The models of the FLUX.2 family that an endpoint can be served by.
+
+    Each has weights of its own. The `base` ones are undistilled: they take more steps, and true
+    guidance with a second pass.
+    """
+
+    DEV = "dev"
+    KLEIN_4B = "klein-4b"
+    KLEIN_9B = "klein-9b"
+    KLEIN_4B_BASE = "klein-4b-base"
+    KLEIN_9B_BASE = "klein-9b-base"
+
+
 class Acceleration(StrEnum):
     """fal's levels: how much exactness a request gives up for speed."""
 
@@ -119,13 +133,22 @@ class LoadOptions:
     safety: SafetyOptions | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA file that a request is made with, and how strongly: 1 as it was trained."""
+
+    path: Path
+    scale: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSettings:
     """How to make an image: what the endpoint and its input map onto.
 
     `sigmas` replaces the default noise schedule, before the resolution shift; its length must
-    be `num_inference_steps`. `acceleration` none is exact; what the other levels and the
-    switches below it do is decided by the pipeline that is loaded.
+    be `num_inference_steps`. `negative_prompt` is what true guidance leads away from, for models
+    that have it. `loras` are trusted files, put on in this order. `acceleration` none is exact;
+    what the other levels and the switches below it do is decided by the pipeline that is loaded.
     """
 
     width: int
@@ -138,6 +161,8 @@ class GenerationSettings:
     check_safety: bool = True
     safety_tolerance: int | None = None
     flash: bool = False
+    negative_prompt: str = ""
+    loras: tuple[LoraUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

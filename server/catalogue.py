@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.types import Acceleration, GenerationSettings, floor_to_multiple
+from pipelines.types import Acceleration, GenerationSettings, Model, floor_to_multiple
 from server import schemas
 from server.errors import InputError, RequestError, field_errors
 from server.schemas import PRESET_SIZES, RANDOM_SEED_LIMIT, OutputFormat
@@ -40,8 +40,8 @@ class Order:
 class Endpoint:
     """One public model path.
 
-    `fixed` gives the values of what the input has no field for, `reference_limit` how many of
-    its `image_urls` are used.
+    `model` has the weights that serve it. `fixed` gives the values of what the input has no field
+    for, `reference_limit` how many of its `image_urls` are used.
     """
 
     id: str
@@ -50,6 +50,7 @@ class Endpoint:
     category: Literal["text-to-image", "image-to-image"]
     input: type[BaseModel]
     output: type[BaseModel]
+    model: Model = Model.DEV
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     reference_limit: int = 0
 
