@@ -10,12 +10,13 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from bench_models import SCALES, build_checker, count_parameters
 from bench_report import Row, append, describe_machine, describe_versions, heading, table
-from bench_rig import Case, Rig, Run, median_ratio
+from bench_rig import Case, Rig, Run, median_ratio, run_pairs
 
 from pipelines.safety import load_checker
 from pipelines.types import Acceleration
@@ -63,14 +64,15 @@ def parse_options() -> argparse.Namespace:
 
 def measure_levels(rig: Rig, options: argparse.Namespace) -> list[Row]:
     """Measure `none`, without and with references, and `high`, each beside plain diffusers."""
-    plain, none, high = [], [], []
-    for number in range(options.pairs):
-        plain.append(rig.run_plain(Case(steps=options.steps), number))
-        none.append(rig.run_ours(Case(steps=options.steps), number))
-        high.append(rig.run_ours(Case(steps=options.steps, level=Acceleration.HIGH), number))
-    case = Case(steps=options.steps, references=2)
-    edits = [(rig.run_plain(case, n), rig.run_ours(case, n)) for n in range(options.pairs)]
-    plain_edits, our_edits = map(list, zip(*edits, strict=True))
+    case, fast = Case(steps=options.steps), Case(steps=options.steps, level=Acceleration.HIGH)
+    edit = Case(steps=options.steps, references=2)
+    plain, none = run_pairs(
+        options.pairs, partial(rig.run_plain, case), partial(rig.run_ours, case)
+    )
+    high = [rig.run_ours(fast, number) for number in range(options.pairs)]
+    plain_edits, our_edits = run_pairs(
+        options.pairs, partial(rig.run_plain, edit), partial(rig.run_ours, edit)
+    )
     same = [
         one.picture.tobytes() == other.picture.tobytes()
         for one, other in zip([*plain, *plain_edits], [*none, *our_edits], strict=True)
@@ -91,11 +93,11 @@ def measure_compiled(rig: Rig, options: argparse.Namespace) -> list[Row]:
         rig.run_ours(Case(steps=1, references=references), -2, compiled)
     seconds = time.perf_counter() - started
     case = Case(steps=options.steps)
-    pairs = [
-        (rig.run_plain(case, 100 + n), rig.run_ours(case, 100 + n, compiled))
-        for n in range(options.pairs)
-    ]
-    plain, ours = map(list, zip(*pairs, strict=True))
+    plain, ours = run_pairs(
+        options.pairs,
+        lambda number: rig.run_plain(case, 100 + number),
+        lambda number: rig.run_ours(case, 100 + number, compiled),
+    )
     return [
         ratio_row("none, compiled", plain, ours),
         ("compiling, two pictures of one step", f"{seconds:.1f} s", "", None),

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pipelines.types import (
     GenerationRequest,
     GenerationSettings,
     LoadOptions,
+    OnStep,
     Precision,
 )
 from pipelines.variants import BLOCK_LISTS, derive
@@ -39,6 +40,7 @@ class Case:
     steps: int = 28
     references: int = 0
     flash: bool = False
+    previews: bool = False
 
     @property
     def settings(self) -> GenerationSettings:
@@ -55,10 +57,14 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: the picture, and seconds of wall time; of its stages, if it is ours."""
+    """One run: the picture, and seconds of wall time; of its stages, if it is ours.
+
+    `cpu_seconds` are those of all threads of the process.
+    """
 
     picture: Image.Image
     seconds: float
+    cpu_seconds: float
     encode_seconds: float = 0.0
     denoise_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -131,7 +137,13 @@ class Rig:
             - plan.weights_bytes
         )
 
-    def run_ours(self, case: Case, number: int, pipeline: Flux2 | None = None) -> Run:
+    def run_ours(
+        self,
+        case: Case,
+        number: int,
+        pipeline: Flux2 | None = None,
+        on_step: OnStep = lambda _: None,
+    ) -> Run:
         """Make picture `number` of a case with ours."""
         request = GenerationRequest(
             request_id="bench",
@@ -140,13 +152,15 @@ class Rig:
             num_images=1,
             settings=case.settings,
             reference_images=tuple(self._references(case, number)),
+            previews=case.previews,
         )
-        started = self._now()
-        (made,) = (pipeline or self.ours).generate(request, lambda _: None, lambda: False)
+        started, cpu_started = self._now(), time.process_time()
+        (made,) = (pipeline or self.ours).generate(request, on_step, lambda: False)
         seconds, timings = self._now() - started, made.timings
         return Run(
             made.image,
             seconds,
+            time.process_time() - cpu_started,
             timings.encode_seconds,
             timings.denoise_seconds,
             timings.decode_seconds,
@@ -155,7 +169,7 @@ class Rig:
     def run_plain(self, case: Case, number: int) -> Run:
         """Make the same picture with `Flux2Pipeline.__call__`."""
         references = [Image.open(path).convert("RGB") for path in self._references(case, number)]
-        started = self._now()
+        started, cpu_started = self._now(), time.process_time()
         picture = self.pipe(
             image=references or None,
             prompt=_prompt(case, number),
@@ -165,7 +179,7 @@ class Rig:
             guidance_scale=2.5,
             generator=torch.Generator("cpu").manual_seed(number),
         ).images[0]
-        return Run(picture, self._now() - started)
+        return Run(picture, self._now() - started, time.process_time() - cpu_started)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -184,6 +198,21 @@ class Rig:
                 Image.fromarray(small.numpy()).resize((side, side)).save(path, compress_level=1)
             paths.append(path)
         return paths
+
+
+def run_pairs(
+    pairs: int, one: Callable[[int], Run], other: Callable[[int], Run]
+) -> tuple[list[Run], list[Run]]:
+    """Run both ways `pairs` times, each way first in turns: what goes second finds warm caches."""
+    first, second = [], []
+    for number in range(pairs):
+        if number % 2:
+            second.append(other(number))
+            first.append(one(number))
+        else:
+            first.append(one(number))
+            second.append(other(number))
+    return first, second
 
 
 def median_ratio(baseline: Sequence[Run], ours: Sequence[Run]) -> float:

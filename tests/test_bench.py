@@ -9,11 +9,27 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 240
 
-FEW = (
-    *("--backlogs", "20", "--rounds", "1", "--samples", "3", "--seconds", "1"),
-    *("--pairs", "1", "--steps", "4"),
-)
+FEW = "--backlogs 20 --rounds 1 --samples 3 --seconds 1 --pairs 1 --steps 4"
 """The least of everything, on one backlog."""
+
+
+def run_bench(
+    words: str, *paths: str | Path, path: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark as its own command: its name and options, then what may have spaces.
+
+    `path` is where it finds other programs.
+    """
+    name, *options = words.split()
+    return subprocess.run(
+        [sys.executable, f"scripts/bench_{name}.py", "--no-append", *options, *paths],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path or os.environ["PATH"]},
+        capture_output=True,
+        timeout=LIMIT_SECONDS,
+        text=True,
+        check=False,
+    )
 
 
 def test_it_measures_and_reports(demo_model: Path, tmp_path: Path) -> None:
@@ -23,17 +39,13 @@ def test_it_measures_and_reports(demo_model: Path, tmp_path: Path) -> None:
     """
     report = ROOT / "docs" / "BENCHMARKS.md"
     before = report.read_bytes()
-    done = subprocess.run(
-        [
-            *(sys.executable, "scripts/bench_queue.py", *FEW),
-            *("--model", demo_model, "--data", tmp_path / "data", "--no-append"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PATH": str(Path(sys.executable).parent)},
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-        text=True,
-        check=False,
+    done = run_bench(
+        f"queue {FEW}",
+        "--model",
+        demo_model,
+        "--data",
+        tmp_path / "data",
+        path=str(Path(sys.executable).parent),
     )
     assert done.returncode == 0, done.stderr
     assert "for want of wrk" in done.stdout
@@ -51,17 +63,7 @@ def test_it_measures_and_reports(demo_model: Path, tmp_path: Path) -> None:
 
 def test_it_measures_the_pipeline_beside_plain_diffusers() -> None:
     """On the tiny model; pictures are equal, and every ratio is told whatever it is."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "scripts/bench_cpu.py", "--no-append"),
-            *("--model", "tiny", "--pairs", "1", "--steps", "12"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-        text=True,
-        check=False,
-    )
+    done = run_bench("cpu --model tiny --pairs 1 --steps 12")
     assert done.returncode in (0, 1), done.stderr
     for row in (
         *(
@@ -75,19 +77,26 @@ def test_it_measures_the_pipeline_beside_plain_diffusers() -> None:
         assert re.search(f"^{row}$", done.stdout, re.MULTILINE), (row, done.stdout)
 
 
+def test_it_measures_what_previews_cost() -> None:
+    """On the tiny model: time with and without, and that the first comes early enough."""
+    done = run_bench("previews --model tiny --pairs 1 --steps 4")
+    assert done.returncode in (0, 1), done.stderr
+    for row in (
+        *(
+            rf"\| {name} time that previews add \| [-+][\d.]+% \(.*\) \| ≤ 3% \| \S+ \|"
+            for name in ("wall", "CPU")
+        ),
+        r"\| previews of a picture \| [1-4] \|  \|  \|",
+        r"\| the first, with step \| [1-3] \| ≤ 3 \| held \|",
+    ):
+        assert re.search(f"^{row}$", done.stdout, re.MULTILINE), (row, done.stdout)
+
+
 def test_the_benchmark_of_cards_runs_dry() -> None:
     """All of it but the card: each level has its row, and plain diffusers one for each kind."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "scripts/bench_gpu.py", "--no-append", "--no-compile"),
-            *("--model", "tiny", "--device", "cpu", "--sizes", "256x192"),
-            *("--references", "0", "1", "--repeats", "1", "--steps", "12"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-        text=True,
-        check=False,
+    done = run_bench(
+        "gpu --no-compile --model tiny --device cpu "
+        "--sizes 256x192 --references 0 1 --repeats 1 --steps 12"
     )
     assert done.returncode == 0, done.stderr
     assert "a dry run and no figure" in done.stdout
@@ -99,17 +108,7 @@ def test_the_benchmark_of_cards_runs_dry() -> None:
 
 def test_it_measures_the_memory_of_inputs(tmp_path: Path) -> None:
     """The images go through a real server, by data URI, and the gateway's memory is told."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "scripts/bench_inputs.py", "--no-append", "--no-urls"),
-            *("--requests", "12", "--side", "400", "--data", tmp_path / "data"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-        text=True,
-        check=False,
-    )
+    done = run_bench("inputs --no-urls --requests 12 --side 400", "--data", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     for row in (
         r"\| gateway at rest, before and after \| \d+ and \d+ MiB \| < 300 MiB \| held \|",
@@ -123,17 +122,7 @@ def test_it_measures_the_memory_of_inputs(tmp_path: Path) -> None:
 
 def test_it_measures_how_long_the_device_idles(tmp_path: Path) -> None:
     """Small pictures through a real server: every figure is there, and nothing is left behind."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "scripts/bench_overlap.py", "--no-append", "--requests", "4"),
-            *("--seconds", "0.1", "--side", "512", "--data", tmp_path / "data"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-        text=True,
-        check=False,
-    )
+    done = run_bench("overlap --requests 4 --seconds 0.1 --side 512", "--data", tmp_path / "data")
     assert done.returncode in (0, 1), done.stderr
     for row in (
         r"\| device idle between two requests, .* \| [\d.]+ and [\d.]+ ms \| .* \| \S+ \|",
@@ -158,16 +147,8 @@ def test_the_command_tells_how_it_is_used() -> None:
 
 def test_a_crowd_at_the_edge_leaves_a_client_quick(demo_model: Path) -> None:
     """Beside idle and dripping connections its p99 stays under a second: the script holds that."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "scripts/bench_edge.py", "--model", demo_model, "--no-append"),
-            *("--idle", "100", "--dripping", "40", "--streams", "100", "--seconds", "3"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        timeout=LIMIT_SECONDS,
-        text=True,
-        check=False,
+    done = run_bench(
+        "edge --idle 100 --dripping 40 --streams 100 --seconds 3", "--model", demo_model
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "beside 100 idle and 40 dripping connections" in done.stdout
