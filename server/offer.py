@@ -62,5 +62,6 @@ class Offer:
                 f"{ALIASES_SETTING}={endpoint.id}"
             )
         if endpoint.model not in self._models:
-            return f"{endpoint.id} is not served here: this server has no weights of its model"
+            name = endpoint.model.value
+            return f"{endpoint.id} is not served here: this server has no weights of {name}"
         return None
