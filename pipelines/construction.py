@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from pipelines.assembly import (  # noqa: E402
-    FlashLora,
+    NO_FLASH,
     equip,
     find_flash_lora,
     is_compiled,
@@ -34,7 +34,7 @@ from pipelines.build import build_id, describe_build, keep_build  # noqa: E402
 from pipelines.declaration import read_declaration  # noqa: E402
 from pipelines.errors import DoesNotFitError, LanguageError, ModelNotFoundError  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
-from pipelines.folder import list_weight_files, read_kind  # noqa: E402
+from pipelines.folder import Kind, list_weight_files, read_kind  # noqa: E402
 from pipelines.language import NO_LANGUAGE, make_language  # noqa: E402
 from pipelines.lora import Lora, attach  # noqa: E402
 from pipelines.memory import choose_plan  # noqa: E402
@@ -51,8 +51,6 @@ from pipelines.weights import check_whole, read_tensors  # noqa: E402
 
 log = structlog.get_logger(__name__)
 
-NO_FLASH = FlashLora("none", problem="There is no flash LoRA for this model")
-
 
 def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2, str]:
     """Make the pipeline, and describe it in a few words.
@@ -61,8 +59,8 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
     of the configuration, `DoesNotFitError` for a model that has no room, `LanguageError` for one
     that cannot judge prompts where there are criteria for them.
     """
-    recipe = recipe_of(read_kind(options.model))
-    options = _fit_options(options, recipe)
+    kind = read_kind(options.model)
+    options = _fit_options(options, kind)
     device = torch.device(_choose_device(options.device, has_cuda=torch.cuda.is_available()))
     exact = Precision(_choose_dtype(options.dtype, device.type))
     if device.type == "cuda":
@@ -71,7 +69,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
         keep_compiled_kernels(options.compile_cache)
     _silence_libraries()
     model = make_transformer(options.model)
-    flash = find_flash_lora(model, options) if recipe.has_flash else NO_FLASH
+    flash = find_flash_lora(model, options) if kind.has_flash else NO_FLASH
     plan = plan_memory(options, exact, has_flash=flash.lora is not None)
     slots = Slots(device)
     with ThreadPoolExecutor(1, thread_name_prefix="transformer") as beside:
@@ -85,7 +83,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
             partial(on_progress, "transformer"),
         )
         pipe = _load_others(
-            options, recipe, device, plan, slots, partial(on_progress, "text_encoder")
+            options, recipe_of(kind), device, plan, slots, partial(on_progress, "text_encoder")
         )
         trees = reading.result()
     pipe.register_modules(transformer=next(tree for tree in trees if tree is not None))
@@ -98,7 +96,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
         plan=plan,
         slots=slots,
         language=make_language(options, pipe, device, plan, compiled=compiled)
-        if recipe.can_write
+        if kind.can_write
         else NO_LANGUAGE,
         build=_note_build(options, device, exact),
     )
@@ -110,19 +108,19 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
     return pipeline, f"{options.model.name} on {device} in {exact}, profile {plan.profile}"
 
 
-def _fit_options(options: LoadOptions, recipe: Recipe) -> LoadOptions:
+def _fit_options(options: LoadOptions, kind: Kind) -> LoadOptions:
     """Leave out what this kind of model has no use for: another model is served by the same words.
 
     Raises `LanguageError` where that would leave prompts unjudged.
     """
-    if not recipe.can_write:
+    if not kind.can_write:
         if options.prompt_criteria:
             raise LanguageError(
-                f"there are criteria for prompts, but the text encoder of {options.model.name} "
-                "only reads: no klein can judge prompts"
+                f"there are criteria for prompts, but {options.model.name} is {kind.description}, "
+                "whose text encoder cannot judge by them"
             )
         options = replace(options, text_encoder="prompts")
-    return options if recipe.has_flash else replace(options, flash_lora=None)
+    return options if kind.has_flash else replace(options, flash_lora=None)
 
 
 def _silence_libraries() -> None:

@@ -48,6 +48,26 @@ class Kind:
     architecture: Architecture
     is_distilled: bool
 
+    @property
+    def can_write(self) -> bool:
+        """Whether the text encoder may be more than a reader of prompts: expand them, and judge.
+
+        klein's Qwen3 sees no pictures, and was not chosen to write.
+        """
+        return self.architecture is Architecture.DEV
+
+    @property
+    def has_flash(self) -> bool:
+        """Whether there is an eight-step LoRA for it."""
+        return self.architecture is Architecture.DEV
+
+    @property
+    def description(self) -> str:
+        """The kind in words."""
+        if self.architecture is Architecture.DEV:
+            return "FLUX.2 [dev]"
+        return f"FLUX.2 [klein], {'distilled' if self.is_distilled else 'base'}"
+
     def can_serve(self, model: Model) -> bool:
         """Whether a folder of this kind may be what the operator says it is."""
         if model is Model.DEV:

@@ -40,8 +40,6 @@ class Recipe:
 
     `pipeline` and `encoder` are diffusers' and transformers' classes. Of the encoder prompts need
     the model at `language`, up to the last of `read_layers`, and none of the parts in `unread`.
-    A model that `can_write` expands prompts and judges; `has_flash` is whether there is an
-    eight-step LoRA for it.
     """
 
     pipeline: Any
@@ -51,8 +49,6 @@ class Recipe:
     unread: tuple[str, ...]
     tokenize: Tokenize
     guidance: Guidance
-    can_write: bool
-    has_flash: bool
 
     def guidance_scale(self, settings: GenerationSettings) -> float:
         """Return how strongly images are really guided: 1 is not at all."""
@@ -114,8 +110,6 @@ DEV = Recipe(
     unread=("lm_head", "model.vision_tower", "model.multi_modal_projector"),
     tokenize=_tokenize_for_mistral,
     guidance=Guidance.EMBEDDED,
-    can_write=True,
-    has_flash=True,
 )
 
 
@@ -128,8 +122,6 @@ def _klein(guidance: Guidance) -> Recipe:
         unread=("lm_head",),
         tokenize=_tokenize_for_qwen,
         guidance=guidance,
-        can_write=False,
-        has_flash=False,
     )
 
 

@@ -46,6 +46,20 @@ def test_each_kind_serves_its_own_models() -> None:
         assert {model for model in Model if kind.can_serve(model)} == models
 
 
+def test_a_kind_says_what_there_is_for_it() -> None:
+    """The LoRA of the flash endpoints, and a text encoder that writes, are [dev]'s alone."""
+    dev, klein, base = (
+        Kind(Architecture.DEV, True),
+        Kind(Architecture.KLEIN, True),
+        Kind(Architecture.KLEIN, False),
+    )
+    assert (dev.can_write, dev.has_flash) == (True, True)
+    for kind in (klein, base):
+        assert (kind.can_write, kind.has_flash) == (False, False)
+    told = [kind.description for kind in (dev, klein, base)]
+    assert told == ["FLUX.2 [dev]", "FLUX.2 [klein], distilled", "FLUX.2 [klein], base"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
