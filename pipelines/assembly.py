@@ -33,6 +33,10 @@ class FlashLora:
     problem: str = ""
 
 
+NO_FLASH = FlashLora("none", problem="There is no flash LoRA for this model")
+"""Of a model that nobody made one for: nothing is missing."""
+
+
 def find_flash_lora(transformer: nn.Module, options: LoadOptions) -> FlashLora:
     """Read the operator's LoRA; of the transformer that it is for only names and shapes are asked.
 

@@ -15,6 +15,7 @@ import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipelines.demonstration import DEMO_SUBJECTS, is_demo_checkpoint
+from pipelines.types import Model
 from server.app import create_app
 from server.c2pa_certs import C2PA_FOLDER, C2paFiles, ensure_c2pa_certificates
 from server.certs import TlsFiles, ensure_certificates
@@ -92,9 +93,11 @@ def serve(
 @app.command("demo-model")
 def demo_model(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+    model: Annotated[Model, typer.Option(help="Which of the family it is built like.")] = Model.DEV,
 ) -> None:
     """Write a tiny FLUX.2 with random weights: quicker than what `serve` has, and draws noise."""
     command = [sys.executable, "-P", "-m", "pipelines.tools.demo_model", str(folder)]
+    command += ["--model", model.value]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 

@@ -65,9 +65,24 @@ StartServer = Callable[..., RunningServer]
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the tiny checkpoint, written as a user would."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return _write_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def klein_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny distilled klein."""
+    return _write_tiny(tmp_path_factory.mktemp("klein") / "distilled", "--model", "klein-4b")
+
+
+@pytest.fixture(scope="session")
+def klein_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny klein with true guidance, whose LM head is not its embedding."""
+    return _write_tiny(tmp_path_factory.mktemp("klein") / "base", "--model", "klein-9b-base")
+
+
+def _write_tiny(folder: Path, *options: str) -> Path:
     command = [str(Path(sys.executable).parent / "flux2-serve"), "demo-model", str(folder)]
-    subprocess.run(command, check=True, timeout=START_SECONDS)
+    subprocess.run([*command, *options], check=True, timeout=START_SECONDS)
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DoesNotFitError, ModelNotFoundError
-from pipelines.folder import check_model_folder
+from pipelines.folder import Kind, check_model_folder, read_kind
 from pipelines.memory import Card, Verdict, choose_plan, explain
 from pipelines.model_size import ModelSize, read_model_size
 from pipelines.plan import PROFILE_NAMES, Plan
@@ -35,16 +35,21 @@ def examine(options: argparse.Namespace) -> Report:
 
     Raises nothing that is wrong with the machine or the model: that is in the report.
     """
-    size, problems = _measure(options.model, options.flash_lora)
-    lora = options.flash_lora or options.model / TURBO_LORA_PATH
+    kind = _find_kind(options.model)
+    has_flash = kind is None or kind.has_flash
+    lora = (options.flash_lora or options.model / TURBO_LORA_PATH) if has_flash else None
+    size, problems = _measure(options.model, lora)
     software, kernels = _look_at_software()
     return {
         "model": {
             "folder": str(options.model),
+            "kind": kind.description if kind else None,
             "problems": problems,
             "parameters": _parameters(size) if size else None,
         },
-        "flash_lora": {"path": str(lora), "bytes": size.lora_bytes if size else None},
+        "flash_lora": {"path": str(lora), "bytes": size.lora_bytes if size else None}
+        if lora
+        else None,
         "software": software,
         "attention": kernels,
         "devices": [_look_at_device(name, size, options) for name in options.device or ["auto"]],
@@ -56,6 +61,14 @@ def is_well(report: Report) -> bool:
     return not report["model"]["problems"] and all(
         device.get("plan") is not None for device in report["devices"]
     )
+
+
+def _find_kind(folder: Path) -> Kind | None:
+    """Return what the folder says that it is; that it says nothing is a problem told elsewhere."""
+    try:
+        return read_kind(folder)
+    except ModelNotFoundError:
+        return None
 
 
 def _measure(folder: Path, flash_lora: Path | None) -> tuple[ModelSize | None, list[str]]:
@@ -134,12 +147,15 @@ def write_text(report: Report) -> Iterator[str]:
     """Turn the report into lines for people."""
     model, lora = report["model"], report["flash_lora"]
     yield f"model: {model['folder']}"
+    if model["kind"]:
+        yield f"  kind: {model['kind']}"
     yield from (f"  problem: {problem}" for problem in model["problems"])
     if model["parameters"]:
         counts = model["parameters"].items()
         yield "  parameters: " + ", ".join(f"{name} {count / 1e6:,.1f} M" for name, count in counts)
-    has_lora = f"{lora['bytes'] / 1e6:,.1f} MB" if lora["bytes"] else "missing"
-    yield f"flash LoRA: {lora['path']} ({has_lora})"
+    if lora:
+        has_lora = f"{lora['bytes'] / 1e6:,.1f} MB" if lora["bytes"] else "missing"
+        yield f"flash LoRA: {lora['path']} ({has_lora})"
     software = report["software"].items()
     yield "software: " + ", ".join(f"{name} {found or 'none'}" for name, found in software)
     kernels = report["attention"].items()

@@ -51,6 +51,18 @@ def oracle(demo_model: Path, flux2: Flux2) -> Any:  # noqa: ARG001  (loading pre
 
 
 @pytest.fixture(scope="session")
+def klein(klein_model: Path) -> Flux2:
+    """Return our pipeline over the tiny distilled klein, on the CPU in float32."""
+    return load_on_cpu(klein_model)
+
+
+@pytest.fixture(scope="session")
+def klein_base(klein_base_model: Path) -> Flux2:
+    """Return our pipeline over the tiny klein with true guidance, on the CPU in float32."""
+    return load_on_cpu(klein_base_model)
+
+
+@pytest.fixture(scope="session")
 def mistral(oracle: Any) -> Mistral:
     """Return the whole text encoder of the tiny checkpoint as a language model."""
     return Mistral(oracle, torch.device("cpu"))

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline
 from PIL import Image
 from torch import nn
 
 from pipelines.cache import TensorCache
 from pipelines.conditioning import ReferenceEncoder, TextEncoder
+from pipelines.flux2 import Flux2
 
 CPU = torch.device("cpu")
 PROMPTS = ("a lighthouse, oil on canvas", "", "灯台 🗼", "word " * 600)
@@ -115,3 +117,24 @@ def test_another_picture_under_the_same_name_is_another_picture(
     Image.new("RGB", (96, 64), "green").save(path)
     after, _ = encoder.encode([path])
     assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_klein_s_reader_gives_what_all_of_it_gives(
+    klein: Flux2, klein_model: Path, prompt: str
+) -> None:
+    """To the bit, padding included; of its 29 layers two do not run, nor does the LM head."""
+    pipe = Flux2KleinPipeline.from_pretrained(klein_model, local_files_only=True)
+    with torch.no_grad():
+        expected, _ = pipe.encode_prompt(prompt)
+    encoder = TextEncoder(pipe, CPU, TensorCache(2**20 * 64, CPU))
+    layers = pipe.text_encoder.model.layers
+    with (
+        counted(layers[26]) as last,
+        counted(layers[27]) as behind,
+        counted(pipe.text_encoder.lm_head) as head,
+    ):
+        assert torch.equal(encoder.encode(prompt), expected)
+        assert torch.equal(encoder.encode(prompt), expected)  # this one is remembered
+        assert (last(), behind(), head()) == (1, 0, 0)
+    assert torch.equal(klein.encode(prompt).prompt_embeds, expected)
