@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from server.catalogue import Endpoint
+from server.catalogue import Endpoint, find_endpoint, missing_model
 from server.clock import Clock
 from server.errors import RequestError
 from server.image_urls import need_of
@@ -59,13 +59,22 @@ class Admission:
         self._requests = TokenBuckets(clock)
         self._own_names = OwnNames.of(settings)
 
+    def find_endpoint(self, endpoint_id: str) -> Endpoint:
+        """Return the endpoint of this id, if this box has the model that serves it.
+
+        Raises `RequestError` 404 for one that is not in the catalogue, or whose model is not here.
+        """
+        endpoint = find_endpoint(endpoint_id)
+        self._check_model(endpoint)
+        return endpoint
+
     async def accept(
         self, caller: Caller, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes
     ) -> Job:
         """Store a new job for this input, which is not validated here, and wake the dispatcher.
 
         `origin` is the scheme, host and port under which the caller knows this server. Raises
-        `RequestError` 429 when the queue is too long or the caller's own limits are reached, and
+        `RequestError` 404 when this box does not have the endpoint's model, 429 when the queue is too long or the caller's own limits are reached, and
         503 when the disk is too full.
         """
 
@@ -73,6 +82,7 @@ class Admission:
             self._check_depth(wishes.queue_limit)
             self._check_own_depth(caller)
 
+        self._check_model(endpoint)
         check_depth()
         if disk_problem(self._settings):
             raise _refusal(503, "The server is low on disk space")
@@ -82,6 +92,7 @@ class Admission:
             Job(
                 request_id=str(uuid.uuid4()),
                 endpoint_id=endpoint.id,
+                model=endpoint.model,
                 owner=caller.owner,
                 origin=origin,
                 # ASCII, so that lone surrogates survive the way through UTF-8.
@@ -108,6 +119,10 @@ class Admission:
             log.info("accepted", request_id=job.request_id, prompt=prompt_in(body))
         self._on_accepted(job)
         return job
+
+    def _check_model(self, endpoint: Endpoint) -> None:
+        if endpoint.model not in self._settings.folders:
+            raise missing_model(endpoint.model, self._settings.folders)
 
     def _check_depth(self, asked_limit: int | None) -> None:
         waiting = len(self._store.backlog)

@@ -4,7 +4,7 @@ Routes, OpenAPI documents and tests are made from these entries: a new endpoint 
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -176,3 +176,13 @@ def find_endpoint(endpoint_id: str) -> Endpoint:
     else:
         detail = f'Application "{app_id}" not found'
     raise RequestError(404, detail, headers={"x-fal-billable-units": "0"})
+
+
+def missing_model(model: Model, served: Collection[Model]) -> RequestError:
+    """Make the answer for an endpoint whose model this box does not have."""
+    return RequestError(
+        404,
+        f'This server does not have the model "{model}", only {", ".join(served)}. Its operator '
+        "can add it with FLUX2_MODELS.",
+        headers={"x-fal-billable-units": "0"},
+    )

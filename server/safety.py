@@ -28,8 +28,12 @@ REFUSED = (
 
 
 def checker_folder(settings: Settings) -> Path:
-    """Return where the checker is wanted: the folder that is set, else one in the model folder."""
-    return settings.safety_model or settings.model / FOLDER_NAME
+    """Return where the checker is wanted: the folder that is set, else that of a model.
+
+    One looks at the images of all models: of those in their folders the first that is there.
+    """
+    wanted = [folder / FOLDER_NAME for folder in settings.folders.values()]
+    return settings.safety_model or next(filter(Path.is_dir, wanted), wanted[0])
 
 
 def find_checker(settings: Settings) -> CheckerFolder | None:
