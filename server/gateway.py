@@ -25,6 +25,7 @@ from server.keys import Keyring
 from server.loading import load_options
 from server.marking import marking_of
 from server.metrics import Metrics
+from server.model_folders import check_kinds
 from server.outbound import Outbound, trusted_authorities
 from server.placement import read_place
 from server.runners.local import Limits, LocalRunner
@@ -224,6 +225,7 @@ def check_settings(settings: Settings) -> None:
             "FLUX2_CONNECT_PORT leads clients to the HTTPS port, but FLUX2_TLS_PORT is none: give "
             "the server an HTTPS port too, or leave the proxy off"
         )
+    check_kinds(settings.folders)
 
 
 def is_loopback(host: str) -> bool:

@@ -58,7 +58,7 @@ def check_places(places: Iterable[Place], served: Collection[Model]) -> None:
             raise ValueError(f"no device serves {model}: each is kept for other models")
 
 
-def served_by(places: Iterable[Place], model: Model) -> list[str]:
+def devices_of(places: Iterable[Place], model: Model) -> list[str]:
     """Return the devices that may load a model."""
     return [place.device for place in places if model in place.models]
 
