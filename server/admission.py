@@ -11,9 +11,13 @@ from typing import Any
 
 import structlog
 
+<<<<<<< HEAD
 from server.catalogue import Endpoint, find_endpoint, missing_model
+=======
+>>>>>>> family
 from server.clock import Clock
 from server.errors import RequestError
+from server.family.endpoint import Endpoint
 from server.image_urls import need_of
 from server.jobs import Job, Priority
 from server.keys import Caller

@@ -16,10 +16,11 @@ import structlog
 
 from pipelines.types import GenerationRequest, Stage
 from server import jobs
-from server.catalogue import Endpoint, Order, find_endpoint
+from server.catalogue import find_endpoint
 from server.clock import Clock
 from server.errors import FalError, RequestError
 from server.events import Events
+from server.family.endpoint import Endpoint, Order
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, Outcome

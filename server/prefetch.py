@@ -17,9 +17,13 @@ from pathlib import Path
 
 import structlog
 
+<<<<<<< HEAD
 from pipelines.types import Model
 from server.catalogue import Order
+=======
+>>>>>>> family
 from server.errors import FalError
+from server.family.endpoint import Order
 from server.inputs import Expanded, InputPreparer
 from server.jobs import Job, Need
 from server.store import Store, StoreUnavailableError

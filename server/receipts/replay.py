@@ -19,8 +19,9 @@ from pipelines.types import (
     Pipeline,
     ignore_load_progress,
 )
-from server.catalogue import Order, find_endpoint
+from server.catalogue import find_endpoint
 from server.errors import ConfigurationError, FalError
+from server.family.endpoint import Order
 from server.image_urls import IMAGE_FIELD
 from server.images import ImageRefusedError, encode
 from server.provenance.markers import Marking

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from server.catalogue import CATALOGUE, Endpoint
+from server.catalogue import CATALOGUE
 from server.errors import RequestError
+from server.family.endpoint import Endpoint
 from server.routes.answers import AsciiJSONResponse
 from server.routes.document import build_own_document
 from server.routes.doors import door_of
