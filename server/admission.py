@@ -11,10 +11,7 @@ from typing import Any
 
 import structlog
 
-<<<<<<< HEAD
-from server.catalogue import Endpoint, find_endpoint, missing_model
-=======
->>>>>>> family
+from server.catalogue import find_endpoint, missing_model
 from server.clock import Clock
 from server.errors import RequestError
 from server.family.endpoint import Endpoint
@@ -78,8 +75,8 @@ class Admission:
         """Store a new job for this input, which is not validated here, and wake the dispatcher.
 
         `origin` is the scheme, host and port under which the caller knows this server. Raises
-        `RequestError` 404 when this box does not have the endpoint's model, 429 when the queue is too long or the caller's own limits are reached, and
-        503 when the disk is too full.
+        `RequestError` 404 when this box does not have the endpoint's model, 429 when the queue is
+        too long or the caller's own limits are reached, and 503 when the disk is too full.
         """
 
         def check_depth() -> None:

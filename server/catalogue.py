@@ -4,15 +4,10 @@ Routes, OpenAPI documents and tests are made from these entries: a new endpoint 
 the group of `server/family` that it belongs to.
 """
 
-<<<<<<< HEAD
-import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-=======
-from collections.abc import Mapping
->>>>>>> family
 from types import MappingProxyType
 
+from pipelines.types import Model
 from server.errors import RequestError
 from server.family import dev, hosted, klein
 from server.family.endpoint import Endpoint

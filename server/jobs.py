@@ -93,10 +93,10 @@ class Outcome:
 class Job:
     """The stored unit of work. Times are seconds since 1970 on the server's steady clock.
 
-    `model` is the one that makes its images, `start_by` is when it must have been claimed, `keep_payload` False means that its files go
-    with its result soon after completion, `file_seconds` how long its files are kept (None:
-    as long as the server keeps any, infinity: for good), `file_acl` who may read them (see
-    `StoredFile`), `seq` its place in the order of
+    `model` is the one that makes its images, `start_by` when it must have been claimed,
+    `keep_payload` False means that its files go with its result soon after completion,
+    `file_seconds` how long its files are kept (None: as long as the server keeps any, infinity:
+    for good), `file_acl` who may read them (see `StoredFile`), `seq` its place in the order of
     acceptance, which the store gives.
     """
 

@@ -17,11 +17,7 @@ from pathlib import Path
 
 import structlog
 
-<<<<<<< HEAD
 from pipelines.types import Model
-from server.catalogue import Order
-=======
->>>>>>> family
 from server.errors import FalError
 from server.family.endpoint import Order
 from server.inputs import Expanded, InputPreparer

@@ -341,10 +341,10 @@ class Settings(BaseSettings):
     @field_validator("model", mode="before")
     @classmethod
     def _none_is_the_demonstration(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take nothing between the quotes as if it was not given: an image may have a default."""
-        if value == "" and "models" in info.data:
+        """Take an empty text as if it was not given, so that an image's own can be taken back."""
+        if value in (None, "") and "models" in info.data:
             return _default_model(info.data)
-        return DEMO_CHECKPOINT if isinstance(value, str) and value.lower() == "none" else value
+        return DEMO_CHECKPOINT if str(value).lower() == "none" else value
 
     @field_validator("model")
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import server.prefetch
+from pipelines.types import Model
 from server import jobs
 from server.errors import FalError
 from server.files import FileStore
@@ -224,8 +225,8 @@ async def test_a_job_that_ends_while_the_store_is_asked_is_not_begun(
     """The answer is older than its end; nobody would ever give it up."""
     ask, asked = head.store.next_in_need, asyncio.Event()
 
-    async def end_meanwhile(needs: Need, limit: int) -> list[Job]:
-        found = await ask(needs, limit)
+    async def end_meanwhile(model: Model, needs: Need, limit: int) -> list[Job]:
+        found = await ask(model, needs, limit)
         for job in found:
             if job.request_id == "gone":
                 await head.end("gone")
@@ -315,12 +316,12 @@ async def test_a_store_that_refuses_is_asked_again(
     """A locked database costs time and no job."""
     ask, refusals = head.store.next_in_need, 3
 
-    async def refuse_thrice(needs: Need, limit: int) -> list[Job]:
+    async def refuse_thrice(model: Model, needs: Need, limit: int) -> list[Job]:
         nonlocal refusals
         refusals -= 1
         if refusals >= 0:
             raise StoreUnavailableError("database is locked")
-        return await ask(needs, limit)
+        return await ask(model, needs, limit)
 
     monkeypatch.setattr(head.store, "next_in_need", refuse_thrice)
     await head.submit("a", IMAGE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.types import SafetyOptions
+from pipelines.types import Model, SafetyOptions
 from server.catalogue import CATALOGUE
 from server.denylist import DenyList
 from server.errors import ConfigurationError, InputError, RequestError
@@ -107,7 +107,7 @@ def test_the_runner_is_told_what_the_settings_say(model: Path, tmp_path: Path) -
         quarantine=tmp_path / "blocked",
     )
     assert safety_options(settings) == expected
-    order = make_runner(settings, "cpu")._load
+    order = make_runner(settings, "cpu").loads[Model.DEV]
     assert order.options.safety == expected
     assert TO_RUNNER.validate_json(TO_RUNNER.dump_json(order)) == order
     with pytest.raises(ConfigurationError, match="no label porn"):
