@@ -20,6 +20,7 @@ from server.jobs import Job, Priority
 from server.keys import Caller
 from server.limiter import TokenBuckets
 from server.names import OwnNames
+from server.offer import Offer
 from server.settings import Settings
 from server.store import Store
 from server.telemetry import prompt_in
@@ -59,6 +60,11 @@ class Admission:
         self._on_accepted = on_accepted
         self._requests = TokenBuckets(clock)
         self._own_names = OwnNames.of(settings)
+        self._offer = Offer.of(settings)
+
+    def find_endpoint(self, endpoint_id: str) -> Endpoint:
+        """Return the endpoint that a request may be for. Raises as `Offer.find`."""
+        return self._offer.find(endpoint_id)
 
     def find_endpoint(self, endpoint_id: str) -> Endpoint:
         """Return the endpoint of this id, if this box has the model that serves it.

@@ -83,7 +83,7 @@ class FastInput(Input):
 
 
 class FastEditInput(FastInput):
-    """Input of their edit endpoints: the same, with the images to edit."""
+    """Input of `flux-2/flash/edit` and `flux-2/turbo/edit`: the same, with the images to edit."""
 
     prompt: EditPrompt
     image_size: AnySize = "square_hd"

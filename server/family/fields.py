@@ -123,8 +123,12 @@ Seed = Annotated[
         "If not provided, a random seed will be used.",
     ),
 ]
+STEPS = "Number of Inference Steps"
+URLS = "Image URLs"
+"""Titles as fal has them, where they are not made of the field's name."""
+
 NumInferenceSteps = Annotated[
-    int, Field(ge=4, le=50, description="The number of inference steps to perform.")
+    int, Field(title=STEPS, ge=4, le=50, description="The number of inference steps to perform.")
 ]
 _SIZE = Field(
     description="The size of the image to generate. "
@@ -149,7 +153,13 @@ SizeOrAuto = Annotated[
     ),
 ]
 NumImages = Annotated[
-    int, Field(ge=1, le=MAX_IMAGES, description="The number of images to generate.")
+    int,
+    Field(
+        title="Number of Images",
+        ge=1,
+        le=MAX_IMAGES,
+        description="The number of images to generate.",
+    ),
 ]
 AccelerationLevel = Annotated[
     Literal["none", "regular", "high"],
@@ -184,6 +194,7 @@ SafetyTolerance = Annotated[
 FirstFourUrls = Annotated[
     list[Text],
     Field(
+        title=URLS,
         min_length=1,
         description="The URLs of the images for editing. A maximum of 4 images are allowed, "
         "if more are provided, only the first 4 will be used.",

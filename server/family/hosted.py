@@ -12,6 +12,8 @@ from pydantic import Field
 
 from server.family.endpoint import Endpoint
 from server.family.fields import (
+    STEPS,
+    URLS,
     AnySize,
     CheckSafety,
     EditPrompt,
@@ -51,11 +53,12 @@ FlexGuidance = Annotated[
     ),
 ]
 FlexSteps = Annotated[
-    int, Field(ge=2, le=50, description="The number of inference steps to perform.")
+    int, Field(title=STEPS, ge=2, le=50, description="The number of inference steps to perform.")
 ]
 UpToEightUrls = Annotated[
     list[Text],
     Field(
+        title=URLS,
         min_length=1,
         max_length=REFERENCE_LIMIT,
         description="The URLs of the images for editing. A maximum of 8 images are allowed.",
@@ -107,7 +110,7 @@ class ProInput(Input):
 
 
 class ProEditInput(Input):
-    """Input of their edit endpoints: the same, with the images to edit."""
+    """Input of `flux-2-pro/edit` and `flux-2-max/edit`: the same, with the images to edit."""
 
     prompt: EditPrompt
     image_size: SizeOrAuto = "auto"

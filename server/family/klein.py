@@ -9,6 +9,8 @@ from pydantic import Field
 from pipelines.types import Model
 from server.family.endpoint import Endpoint
 from server.family.fields import (
+    STEPS,
+    URLS,
     AccelerationLevel,
     AnyFormat,
     AnySize,
@@ -30,11 +32,12 @@ from server.schemas import FullOutput
 REFERENCE_LIMIT = 4
 
 FewSteps = Annotated[
-    int, Field(ge=4, le=8, description="The number of inference steps to perform.")
+    int, Field(title=STEPS, ge=4, le=8, description="The number of inference steps to perform.")
 ]
 UpToFourUrls = Annotated[
     list[Text],
     Field(
+        title=URLS,
         min_length=1,
         max_length=REFERENCE_LIMIT,
         description="The URLs of the images for editing. A maximum of 4 images are allowed.",
@@ -56,7 +59,7 @@ class KleinInput(Input):
 
 
 class KleinEditInput(Input):
-    """Input of their edit endpoints: the same, with the images, whose size the result takes."""
+    """Input of `klein/4b/edit` and `klein/9b/edit`: with images, whose size the result takes."""
 
     prompt: EditPrompt
     seed: Seed = None
@@ -86,7 +89,7 @@ class KleinBaseInput(Input):
 
 
 class KleinBaseEditInput(Input):
-    """Input of their edit endpoints: the same, with the images, whose size the result takes."""
+    """Input of `klein/.../base/edit`: the same, with images, whose size the result takes."""
 
     prompt: EditPrompt
     negative_prompt: NegativePrompt = ""
