@@ -11,7 +11,6 @@ from typing import Any
 
 import structlog
 
-from server.catalogue import find_endpoint, missing_model
 from server.clock import Clock
 from server.errors import RequestError
 from server.family.endpoint import Endpoint
@@ -20,7 +19,7 @@ from server.jobs import Job, Priority
 from server.keys import Caller
 from server.limiter import TokenBuckets
 from server.names import OwnNames
-from server.offer import Offer
+from server.offer import Offer, missing_model
 from server.settings import Settings
 from server.store import Store
 from server.telemetry import prompt_in
@@ -65,15 +64,6 @@ class Admission:
     def find_endpoint(self, endpoint_id: str) -> Endpoint:
         """Return the endpoint that a request may be for. Raises as `Offer.find`."""
         return self._offer.find(endpoint_id)
-
-    def find_endpoint(self, endpoint_id: str) -> Endpoint:
-        """Return the endpoint of this id, if this box has the model that serves it.
-
-        Raises `RequestError` 404 for one that is not in the catalogue, or whose model is not here.
-        """
-        endpoint = find_endpoint(endpoint_id)
-        self._check_model(endpoint)
-        return endpoint
 
     async def accept(
         self, caller: Caller, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes

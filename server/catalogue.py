@@ -4,10 +4,9 @@ Routes, OpenAPI documents and tests are made from these entries: a new endpoint 
 the group of `server/family` that it belongs to.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
-from pipelines.types import Model
 from server.errors import RequestError
 from server.family import dev, hosted, klein
 from server.family.endpoint import Endpoint
@@ -36,13 +35,3 @@ def find_endpoint(endpoint_id: str) -> Endpoint:
     else:
         detail = f'Application "{app_id}" not found'
     raise RequestError(404, detail, headers={"x-fal-billable-units": "0"})
-
-
-def missing_model(model: Model, served: Collection[Model]) -> RequestError:
-    """Make the answer for an endpoint whose model this box does not have."""
-    return RequestError(
-        404,
-        f'This server does not have the model "{model}", only {", ".join(served)}. Its operator '
-        "can add it with FLUX2_MODELS.",
-        headers={"x-fal-billable-units": "0"},
-    )

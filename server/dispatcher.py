@@ -14,9 +14,9 @@ import structlog
 from pipelines.types import Model
 from server import jobs
 from server.attempts import STORAGE_RETRY_SECONDS, Parts
-from server.catalogue import missing_model
 from server.errors import FalError, UnknownRequestError
 from server.jobs import IllegalTransitionError, Job, JobStatus, Need
+from server.offer import missing_model
 from server.prefetch import Prefetcher
 from server.results import (
     cancelled_error,

@@ -104,8 +104,13 @@ class LoadFailures:
         return pause
 
     def succeeded(self, model: Model) -> None:
-        """Note that a model is loaded."""
-        self._failures.pop(model, None)
+        """Note that a model is loaded.
+
+        If it could not be before, what is mended may have kept others up too: they get another try.
+        """
+        if self._failures.pop(model, None):
+            for failure in self._failures.values():
+                failure.count, failure.retry_at = min(failure.count, TRIES - 1), 0.0
 
     def may_try(self, model: Model, now: float) -> bool:
         """Say whether a model may be loaded now."""

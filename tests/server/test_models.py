@@ -1,4 +1,4 @@
-"""Several models on one box: runners with real processes that switch, and models that are broken."""
+"""Several models on one box: runners, real processes, that switch, and models that are broken."""
 
 import asyncio
 import json
@@ -172,11 +172,12 @@ async def test_ready_while_it_switches(box: Box, folders: dict[Model, Path]) -> 
     await box.submit("d1", "plain")
     box.dispatcher.start()
     await until(lambda: words_of(box) == {"loading", "loadable"})
-    assert box.dispatcher.problem == "the runner is loading"
+    problems = [box.dispatcher.problem]
     await box.outcome("d1")
     await box.submit("k1", "plain", endpoint_id=KLEIN)
     await until(lambda: box.dispatcher.model_states[Model.KLEIN_4B].word == "loading")
-    assert box.dispatcher.problem is None
+    problems.append(box.dispatcher.problem)
+    assert problems == ["the runner is loading", None]
     await box.dispatcher.stop(10 * WAIT_SECONDS)
     job = await job_of(box, "k1")
     assert (job.status, job.attempts) == (JobStatus.IN_QUEUE, 0)
@@ -329,7 +330,7 @@ async def test_what_waits_for_a_model_that_is_gone_is_ended(
         outcome = await later.outcome("k1")
         assert outcome.http_status == 404
         told = json.loads(outcome.body)["detail"]
-        assert told.startswith('This server does not have the model "klein-4b", only dev.')
+        assert "this server does not have the model klein-4b, only dev." in told
         assert await made_by(later, "d1") == "dev"
     finally:
         await later.dispatcher.stop(0)

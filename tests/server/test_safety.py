@@ -83,6 +83,28 @@ def test_the_matrix_of_starting(
         assert ("no such folder" if state == "absent" else "cut short") in told
 
 
+def test_one_checker_looks_at_the_images_of_all_models(
+    make_settings: MakeSettings, model: Path, tmp_path: Path
+) -> None:
+    """The first that lies in a model's folder; where there is none, all places are named."""
+    folders = {Model.DEV: tmp_path / "dev", Model.KLEIN_4B: model}
+    settings = make_settings(model=None, models=folders, safety="required")
+    checker = find_checker(settings)
+    assert checker is not None
+    assert checker.path == model / "safety_checker"
+    loads = make_runner(settings, "cpu").loads
+    for name, folder in folders.items():
+        options = loads[name].options
+        assert options.model == folder
+        assert options.safety is not None
+        assert options.safety.folder == model / "safety_checker"
+    shutil.rmtree(model / "safety_checker")
+    with pytest.raises(ConfigurationError) as caught:
+        find_checker(settings)
+    for folder in folders.values():
+        assert str(folder / "safety_checker") in str(caught.value)
+
+
 def test_the_runner_is_told_what_the_settings_say(model: Path, tmp_path: Path) -> None:
     """Another folder, labels, threshold, references, quarantine: each from its own variable."""
     elsewhere = (model / "safety_checker").rename(tmp_path / "elsewhere")

@@ -169,3 +169,17 @@ def test_a_model_is_given_up_after_some_tries() -> None:
     failures.succeeded(DEV)
     assert failures.may_try(DEV, now)
     assert failures.reason(DEV) is None
+
+
+def test_a_recovery_gives_the_others_another_try() -> None:
+    """What was wrong may have been the device; but one that never failed says nothing of others."""
+    failures = LoadFailures()
+    for _ in range(TRIES):
+        failures.failed(DEV, "no device", 100.0)
+    failures.succeeded(K9)
+    assert failures.has_given_up(DEV, 100.0)
+    failures.failed(K4, "no device", 100.0)
+    failures.succeeded(K4)
+    assert failures.may_try(DEV, 100.0)
+    assert not failures.has_given_up(DEV, 100.0)
+    assert failures.failed(DEV, "its own fault", 100.0) == GIVEN_UP_SECONDS
