@@ -72,7 +72,8 @@ WHERE status = 'IN_QUEUE' AND model = :model AND needs = :needs AND priority = :
 ORDER BY seq LIMIT 1;
 
 -- name: queued_of_model
-SELECT request_id FROM jobs WHERE status = 'IN_QUEUE' AND model = :model LIMIT :limit;
+SELECT request_id FROM jobs
+WHERE status = 'IN_QUEUE' AND needs IN (0, 1, 2) AND model = :model LIMIT :limit;
 
 -- name: missed_starts
 SELECT request_id FROM jobs

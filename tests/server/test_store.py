@@ -38,6 +38,17 @@ OUTCOME = Outcome(
 )
 
 
+STEPS = {
+    "next_queued": ["jobs_queued (needs=? AND model=?)"],
+    "queued_of_model": ["jobs_queued (needs=? AND model=?)"],
+    "next_in_need": [
+        "jobs_in_need (needs=? AND model=? AND owner>?)",
+        "jobs_in_need (needs=? AND model=? AND owner=?)",
+    ],
+}
+"""Where a shorter way into an index would read the rows of other models, or of other owners."""
+
+
 def make_job(request_id: str) -> Job:
     """Make a queued job."""
     return Job(
@@ -258,4 +269,6 @@ async def test_claim_uses_the_index(store: Store, tmp_path: Path) -> None:
         reads = [row[3] for row in rows if {"jobs", "files"} & set(row[3].split()[1:2])]
         assert reads, name
         assert all(" INDEX " in read or "(rowid=?)" in read for read in reads), (name, reads)
+        for step in STEPS.get(name, ()):
+            assert any(step in read for read in reads), (name, reads)
     other.close()

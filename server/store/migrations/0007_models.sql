@@ -2,7 +2,7 @@
 ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT 'dev';
 
 DROP INDEX jobs_queued;
-CREATE INDEX jobs_queued ON jobs (model, needs, priority, seq) WHERE status = 'IN_QUEUE';
+CREATE INDEX jobs_queued ON jobs (needs, model, priority, seq) WHERE status = 'IN_QUEUE';
 DROP INDEX jobs_in_need;
-CREATE INDEX jobs_in_need ON jobs (model, needs, owner, priority, seq)
+CREATE INDEX jobs_in_need ON jobs (needs, model, owner, priority, seq)
 WHERE status = 'IN_QUEUE' AND needs > 0;
