@@ -1,6 +1,7 @@
 """What steers the denoising: prompts and reference images, encoded once and remembered.
 
-Both encoders give bit for bit what `Flux2Pipeline` gives; they only leave out what it throws away.
+Both encoders give bit for bit what diffusers' pipelines give; they only leave out what those throw
+away.
 
 Shapes: K = 512 text tokens, W the text encoder's width, R reference tokens, C = 128.
 """
@@ -13,72 +14,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import Flux2Pipeline
-from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from PIL import Image
 from torch import nn
 
 from pipelines.cache import TensorCache
-from pipelines.model_size import PROMPT_LAYERS
-from pipelines.plan import TEXT_TOKENS
+from pipelines.recipes import kind_of, recipe_of
 from pipelines.types import REFERENCE_AREA_PIXELS, size_of_reference
 from pipelines.variants import derive
-
-READ_LAYERS = (10, 20, PROMPT_LAYERS)
-"""After which layers of the text encoder its hidden states are read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What steers the denoising, the same for all images of a request."""
+    """What steers the denoising, the same for all images of a request.
+
+    `negative_embeds` is what a second pass of every step leads away from; None is one pass alone.
+    """
 
     prompt_embeds: torch.Tensor  # (1, K, 3 * W)
     text_ids: torch.Tensor  # (1, K, 4): positions on the axes T, H, W, L
     reference_tokens: torch.Tensor | None  # (1, R, C)
     reference_ids: torch.Tensor | None  # (1, R, 4)
+    negative_embeds: torch.Tensor | None = None  # (1, K, 3 * W), at the prompt's positions
 
 
 class TextEncoder:
     """Reads prompts with as much of the text encoder as FLUX.2 needs."""
 
-    def __init__(self, pipe: Flux2Pipeline, device: torch.device, cache: TensorCache) -> None:
+    def __init__(self, pipe: Any, device: torch.device, cache: TensorCache) -> None:
         self._pipe = pipe
         self._device = device
         self._cache = cache
-        language = pipe.text_encoder.model.language_model
+        self._recipe = recipe_of(kind_of(pipe))
+        language = pipe.text_encoder.get_submodule(self._recipe.language)
+        read = self._recipe.read_layers
         # The layers behind the last one that is read, the norm behind them and the LM head over
         # all positions would be computed for nothing.
         self._language = derive(
             language,
             {
-                "layers": lambda layers: nn.ModuleList(layers[: READ_LAYERS[-1]]),
+                "layers": lambda layers: nn.ModuleList(layers[: read[-1]]),
                 "norm": lambda _norm: nn.Identity(),
-                **{f"layers.{number - 1}": Tap for number in READ_LAYERS},
+                **{f"layers.{number - 1}": Tap for number in read},
             },
         )
 
     @torch.no_grad()
     def encode(self, prompt: str) -> torch.Tensor:
-        """Return the prompt's embedding (1, K, 3 * W), as `Flux2Pipeline.encode_prompt` does."""
-        return self._cache.get((self._pipe.system_message, prompt), lambda: self._encode(prompt))
+        """Return the prompt's embedding (1, K, 3 * W), as the pipeline's `encode_prompt` does."""
+        tokens = self._recipe.tokenize(self._pipe, prompt)
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        # All that the text encoder is told, whatever was put around the prompt.
+        key = ids.numpy().tobytes(), mask.numpy().tobytes()
+        return self._cache.get(key, lambda: self._encode(ids, mask))
 
-    def _encode(self, prompt: str) -> torch.Tensor:
-        tokens = self._pipe.tokenizer.apply_chat_template(
-            format_input(prompts=[prompt], system_message=self._pipe.system_message),
-            add_generation_prompt=False,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            padding="max_length",
-            truncation=True,
-            max_length=TEXT_TOKENS,
-        )
+    def _encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         self._language(
-            input_ids=tokens["input_ids"].to(self._device),
-            attention_mask=tokens["attention_mask"].to(self._device),
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
             use_cache=False,
         )
-        taps = (self._language.layers[number - 1] for number in READ_LAYERS)
+        taps = (self._language.layers[number - 1] for number in self._recipe.read_layers)
         return torch.cat([tap.take() for tap in taps], dim=-1)
 
 
@@ -107,7 +102,7 @@ class Tap(nn.Module):
 class ReferenceEncoder:
     """Turns reference images into tokens of their latents."""
 
-    def __init__(self, pipe: Flux2Pipeline, device: torch.device, cache: TensorCache) -> None:
+    def __init__(self, pipe: Any, device: torch.device, cache: TensorCache) -> None:
         self._pipe = pipe
         self._device = device
         self._cache = cache

@@ -7,6 +7,7 @@ encoder. Neither is ever whole in more than one place.
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from pipelines.assembly import (  # noqa: E402
+    FlashLora,
     equip,
     find_flash_lora,
     is_compiled,
@@ -30,16 +32,17 @@ from pipelines.assembly import (  # noqa: E402
 )
 from pipelines.build import build_id, describe_build, keep_build  # noqa: E402
 from pipelines.declaration import read_declaration  # noqa: E402
-from pipelines.errors import DoesNotFitError, ModelNotFoundError  # noqa: E402
+from pipelines.errors import DoesNotFitError, LanguageError, ModelNotFoundError  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
-from pipelines.folder import list_weight_files  # noqa: E402
-from pipelines.language import make_language  # noqa: E402
+from pipelines.folder import list_weight_files, read_kind  # noqa: E402
+from pipelines.language import NO_LANGUAGE, make_language  # noqa: E402
 from pipelines.lora import Lora, attach  # noqa: E402
 from pipelines.memory import choose_plan  # noqa: E402
 from pipelines.model_size import read_model_size  # noqa: E402
 from pipelines.plan import USUAL_REQUEST, Plan  # noqa: E402
 from pipelines.prequantised import check_set, read_set  # noqa: E402
 from pipelines.probe import probe_card  # noqa: E402
+from pipelines.recipes import Recipe, recipe_of  # noqa: E402
 from pipelines.streaming import Slots  # noqa: E402
 from pipelines.text_encoder import load_text_encoder  # noqa: E402
 from pipelines.trees import TreeBuilder, Trees  # noqa: E402
@@ -48,13 +51,18 @@ from pipelines.weights import check_whole, read_tensors  # noqa: E402
 
 log = structlog.get_logger(__name__)
 
+NO_FLASH = FlashLora("none", problem="There is no flash LoRA for this model")
+
 
 def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2, str]:
     """Make the pipeline, and describe it in a few words.
 
     Raises `ModelNotFoundError` for a device that is not there and for weights that are not those
-    of the configuration, `DoesNotFitError` for a model that has no room.
+    of the configuration, `DoesNotFitError` for a model that has no room, `LanguageError` for one
+    that cannot judge prompts where there are criteria for them.
     """
+    recipe = recipe_of(read_kind(options.model))
+    options = _fit_options(options, recipe)
     device = torch.device(_choose_device(options.device, has_cuda=torch.cuda.is_available()))
     exact = Precision(_choose_dtype(options.dtype, device.type))
     if device.type == "cuda":
@@ -63,7 +71,7 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
         keep_compiled_kernels(options.compile_cache)
     _silence_libraries()
     model = make_transformer(options.model)
-    flash = find_flash_lora(model, options)
+    flash = find_flash_lora(model, options) if recipe.has_flash else NO_FLASH
     plan = plan_memory(options, exact, has_flash=flash.lora is not None)
     slots = Slots(device)
     with ThreadPoolExecutor(1, thread_name_prefix="transformer") as beside:
@@ -76,7 +84,9 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
             flash.lora,
             partial(on_progress, "transformer"),
         )
-        pipe = _load_others(options, device, plan, slots, partial(on_progress, "text_encoder"))
+        pipe = _load_others(
+            options, recipe, device, plan, slots, partial(on_progress, "text_encoder")
+        )
         trees = reading.result()
     pipe.register_modules(transformer=next(tree for tree in trees if tree is not None))
     compiled = is_compiled(options, device)
@@ -87,7 +97,9 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
         cache_bytes=options.cache_bytes,
         plan=plan,
         slots=slots,
-        language=make_language(options, pipe, device, plan, compiled=compiled),
+        language=make_language(options, pipe, device, plan, compiled=compiled)
+        if recipe.can_write
+        else NO_LANGUAGE,
         build=_note_build(options, device, exact),
     )
     if device.type == "cuda" and compiled:
@@ -96,6 +108,21 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
     pipeline.warm_up()
     on_progress("warm_up", 1.0)
     return pipeline, f"{options.model.name} on {device} in {exact}, profile {plan.profile}"
+
+
+def _fit_options(options: LoadOptions, recipe: Recipe) -> LoadOptions:
+    """Leave out what this kind of model has no use for: another model is served by the same words.
+
+    Raises `LanguageError` where that would leave prompts unjudged.
+    """
+    if not recipe.can_write:
+        if options.prompt_criteria:
+            raise LanguageError(
+                f"there are criteria for prompts, but the text encoder of {options.model.name} "
+                "only reads: no klein can judge prompts"
+            )
+        options = replace(options, text_encoder="prompts")
+    return options if recipe.has_flash else replace(options, flash_lora=None)
 
 
 def _silence_libraries() -> None:
@@ -194,20 +221,21 @@ def _find_set(options: LoadOptions, plan: Plan) -> Path | None:
 
 def _load_others(
     options: LoadOptions,
+    recipe: Recipe,
     device: torch.device,
     plan: Plan,
     slots: Slots,
     on_fraction: Callable[[float], None],
 ) -> Any:
-    """Load everything but the transformer, as a `Flux2Pipeline` without one."""
+    """Load everything but the transformer, as a pipeline of diffusers' without one."""
     dtype = getattr(torch, plan.exact_precision)
     on_fraction(0.0)
-    text_encoder = load_text_encoder(options.model, device, dtype, plan, slots)
+    text_encoder = load_text_encoder(options.model, device, dtype, plan, slots, recipe)
     on_fraction(1.0)
     vae = diffusers.AutoencoderKLFlux2.from_pretrained(
         str(options.model / "vae"), dtype=dtype, local_files_only=True, use_safetensors=True
     )
-    pipe = diffusers.Flux2Pipeline.from_pretrained(
+    pipe = recipe.pipeline.from_pretrained(
         str(options.model),
         transformer=None,
         text_encoder=text_encoder,

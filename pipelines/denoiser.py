@@ -8,7 +8,7 @@ Shapes: S image tokens, R reference tokens, K text tokens, D the transformer's w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,10 @@ class Denoiser:
             ).to(self.dtype)
             * 1000,
         )
+
+    def with_prompt(self, context: Context, prompt_embeds: torch.Tensor) -> Context:
+        """Make the same for another prompt of as many tokens; references are shared."""
+        return replace(context, text=self.transformer.context_embedder(prompt_embeds))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embed tokens (1, N, C) as (1, N, D)."""
@@ -145,3 +149,46 @@ class Residuals:
             return last
         ((first_sigma, first),) = before
         return torch.lerp(first, last, (sigma - first_sigma) / (last_sigma - first_sigma))
+
+
+class Pass:
+    """One prompt's way through the transformer, for all steps of one image of S tokens.
+
+    Where `has_gaps` some steps are not computed: then what the blocks added is kept.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, context: Context, image_tokens: int, *, has_gaps: bool
+    ) -> None:
+        self._denoiser = denoiser
+        self._context = context
+        self._image_tokens = image_tokens
+        self._residuals = Residuals() if has_gaps else None
+
+    def velocity(
+        self, embedded: torch.Tensor, level: torch.Tensor, sigma: float, *, computed: bool
+    ) -> torch.Tensor:
+        """Return where the prompt leads to at one step, (1, S, C).
+
+        `embedded` (1, S, D) and `level` (1, D) are the same for all passes of a step. The first
+        step must be computed.
+        """
+        if self._residuals and not computed:
+            hidden = embedded + self._residuals.at(sigma)
+        else:
+            hidden = self._denoiser.run_blocks(embedded, level, self._context)
+            if self._residuals:
+                self._residuals.note(sigma, hidden[:, : self._image_tokens] - embedded)
+        return self._denoiser.project(hidden, level, self._image_tokens)
+
+
+def lead(velocities: Sequence[torch.Tensor], guidance_scale: float) -> torch.Tensor:
+    """Join the velocities of a step's passes: the prompt's, and perhaps a negative prompt's.
+
+    With the second one it is true guidance, as `Flux2KleinPipeline` has it
+    (https://arxiv.org/abs/2207.12598).
+    """
+    towards, *away = velocities
+    if not away:
+        return towards
+    return away[0] + guidance_scale * (towards - away[0])

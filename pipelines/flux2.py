@@ -1,8 +1,9 @@
-"""FLUX.2 [dev], from prompt to pixels: encode, prepare, denoise, decode.
+"""FLUX.2, from prompt to pixels: encode, prepare, denoise, decode.
 
 The model's parts are diffusers' own; the loop around them is ours, so that a request can be
 watched, cancelled at a step, and never shares state with another one. With acceleration `none`
-it gives bit for bit what `diffusers.Flux2Pipeline` gives; a test holds that.
+it gives bit for bit what `diffusers.Flux2Pipeline` gives, and of a klein what
+`diffusers.Flux2KleinPipeline` gives; tests hold that. What the two do otherwise is in the recipe.
 
 Shapes: B is always 1 (a batch gains nothing at this size, see docs/ARCHITECTURE.md), C = 128
 latent channels, H and W the image's sides / 16, S = H * W image tokens, R reference tokens.
@@ -15,21 +16,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
-from diffusers import Flux2Pipeline
 from PIL import Image
 
 from pipelines.acceleration import compute_mask
 from pipelines.cache import TensorCache
 from pipelines.conditioning import Condition, ReferenceEncoder, TextEncoder
-from pipelines.denoiser import Residuals
+from pipelines.denoiser import Context, Denoiser, Pass, lead
 from pipelines.device_errors import on_device
 from pipelines.errors import CancelledError, OutOfMemoryError
 from pipelines.language import NO_LANGUAGE, Language
 from pipelines.plan import Plan
 from pipelines.previews import FIT_SIDE_PIXELS, LatentColours, PreviewSeries
+from pipelines.recipes import kind_of, recipe_of
 from pipelines.schedule import make_schedule
 from pipelines.streaming import Slots
 from pipelines.transformers import Transformers
@@ -54,11 +56,11 @@ WARM_UP_SIZE = (1024, 768)
 
 
 class Flux2:
-    """A loaded FLUX.2 [dev]. Fulfils `pipelines.types.Pipeline`; one request at a time."""
+    """A loaded FLUX.2. Fulfils `pipelines.types.Pipeline`; one request at a time."""
 
     def __init__(
         self,
-        pipe: Flux2Pipeline,
+        pipe: Any,
         device: torch.device,
         transformers: Transformers,
         *,
@@ -71,6 +73,7 @@ class Flux2:
         self._pipe = pipe
         self._device = device
         self._transformers = transformers
+        self._recipe = recipe_of(kind_of(pipe))
         self._plan = plan
         self._slots = slots
         self._language = language
@@ -100,7 +103,8 @@ class Flux2:
         self._transformers.choose(request.settings)  # if there is none, tell before any work
         with self._streaming():
             prompt = on_device(lambda: self._language.choose_prompt(request, is_cancelled))
-            condition = on_device(lambda: self.encode(prompt, request.reference_images))
+            negative = self._recipe.negative_prompt(request.settings)
+            condition = on_device(lambda: self.encode(prompt, request.reference_images, negative))
         self._admit(request.settings, condition)
         if request.previews and self._colours is None:
             self._colours = on_device(self.fit_colours)
@@ -122,7 +126,7 @@ class Flux2:
             "size": f"{settings.width}x{settings.height}",
             "steps": str(len(mask)),
             "computed_steps": str(sum(mask)),
-            "guidance_scale": f"{settings.guidance_scale:g}",
+            "guidance_scale": f"{self._recipe.guidance_scale(settings):g}",
             "build": self._build,
         }
 
@@ -167,14 +171,25 @@ class Flux2:
             torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def encode(self, prompt: str, reference_images: Sequence[Path] = ()) -> Condition:
-        """Turn the prompt and the reference images into what the transformer attends to."""
+    def encode(
+        self,
+        prompt: str,
+        reference_images: Sequence[Path] = (),
+        negative_prompt: str | None = None,
+    ) -> Condition:
+        """Turn the prompt and the reference images into what the transformer attends to.
+
+        With a negative prompt, if only an empty one, every step has a second pass.
+        """
         prompt_embeds = self._text_encoder.encode(prompt)
         text_ids = self._pipe._prepare_text_ids(prompt_embeds).to(self._device)  # noqa: SLF001
         tokens, ids = None, None
         if reference_images:
             tokens, ids = self._reference_encoder.encode(reference_images)
-        return Condition(prompt_embeds, text_ids, tokens, ids)
+        negative_embeds = None
+        if negative_prompt is not None:
+            negative_embeds = self._text_encoder.encode(negative_prompt)
+        return Condition(prompt_embeds, text_ids, tokens, ids, negative_embeds)
 
     @torch.no_grad()
     def prepare(self, seed: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,33 +235,23 @@ class Flux2:
             self._device,
             shift=self._transformers.shift_for(settings),
         )
-        ids = latent_ids
-        if condition.reference_ids is not None:
-            ids = torch.cat([latent_ids, condition.reference_ids], dim=1)
-        context = denoiser.prepare(
-            condition.prompt_embeds,
-            condition.text_ids,
-            ids,
-            condition.reference_tokens,
-            settings.guidance_scale,
-        )
         mask = compute_mask(settings.acceleration, settings.num_inference_steps)
-        residuals, has_gaps = Residuals(), not all(mask)
+        contexts = _make_contexts(denoiser, latent_ids, condition, settings)
+        passes = [
+            Pass(denoiser, context, image_tokens, has_gaps=not all(mask)) for context in contexts
+        ]
         pace = _Pace(self._device)
         for index, computed in enumerate(mask):
             _stop_if(is_cancelled)
             timestep = schedule.timesteps[index : index + 1].to(latents.dtype)
-            level = denoiser.embed_level(timestep, context)
-            embedded = denoiser.embed(latents)
-            if computed:
-                hidden = denoiser.run_blocks(embedded, level, context)
-                if has_gaps:
-                    residuals.note(schedule.sigmas[index], hidden[:, :image_tokens] - embedded)
-            else:
-                hidden = embedded + residuals.at(schedule.sigmas[index])
-            velocity = denoiser.project(hidden, level, image_tokens)
+            level = denoiser.embed_level(timestep, contexts[0])
+            embedded, sigma = denoiser.embed(latents), schedule.sigmas[index]
+            velocity = lead(
+                [one.velocity(embedded, level, sigma, computed=computed) for one in passes],
+                settings.guidance_scale,
+            )
             if previews:
-                previews.note(latents, velocity, schedule.sigmas[index], index)
+                previews.note(latents, velocity, sigma, index)
             latents = schedule.step(latents, velocity, index)
             pace.keep()
             preview = previews.take() if previews else None
@@ -359,6 +364,28 @@ class _Pace:
         if self._previous:
             self._previous.synchronize()
         self._previous = queued
+
+
+def _make_contexts(
+    denoiser: Denoiser,
+    latent_ids: torch.Tensor,
+    condition: Condition,
+    settings: GenerationSettings,
+) -> list[Context]:
+    """Make what the steps have in common, for each of their passes."""
+    ids = latent_ids
+    if condition.reference_ids is not None:
+        ids = torch.cat([latent_ids, condition.reference_ids], dim=1)
+    context = denoiser.prepare(
+        condition.prompt_embeds,
+        condition.text_ids,
+        ids,
+        condition.reference_tokens,
+        settings.guidance_scale,
+    )
+    if condition.negative_embeds is None:
+        return [context]
+    return [context, denoiser.with_prompt(context, condition.negative_embeds)]
 
 
 def _stop_if(is_cancelled: IsCancelled) -> None:

@@ -1,8 +1,9 @@
 """How many parameters a model folder's parts have, by its config.json files alone.
 
-Arithmetic over what `Flux2Transformer2DModel`, `Mistral3ForConditionalGeneration` and
-`AutoencoderKLFlux2` build: no weights are read, no torch is imported. What diffusers and
-transformers leave out of a file because it is their default is filled in here.
+Arithmetic over what `Flux2Transformer2DModel`, `AutoencoderKLFlux2`, and a text encoder of
+`Mistral3ForConditionalGeneration` or `Qwen3ForCausalLM` build: no weights are read, no torch is
+imported. What diffusers and transformers leave out of a file because it is their default is filled
+in here.
 """
 
 import json
@@ -14,8 +15,11 @@ from typing import Any
 from pipelines.errors import ModelNotFoundError
 from pipelines.types import TURBO_LORA_PATH
 
-PROMPT_LAYERS = 30
-"""The layers of the text encoder that prompts need: its hidden states are read after 10, 20, 30."""
+READ_LAYERS = (10, 20, 30)
+"""After which layers the text encoder of [dev] is read, as `Flux2Pipeline` does."""
+
+KLEIN_READ_LAYERS = (9, 18, 27)
+"""After which layers klein's text encoder is read, as `Flux2KleinPipeline` does."""
 
 SCALE_BYTES = 4
 """A float32 for each row of 8-bit weights."""
@@ -55,6 +59,14 @@ _TEXT_ENCODER: Config = {
     "tie_word_embeddings": False,
 }
 _LANGUAGE: Config = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": None}
+_QWEN: Config = {
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+}
 _VISION: Config = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -86,6 +98,8 @@ class ModelSize:
     """In one layer of the text encoder."""
     text_layers: int
     """How many layers it has."""
+    prompt_layers: int
+    """How many of these prompts need."""
     text_embedding: int
     text_rest: int
     """In its last norm, its vision tower and what leads from there to the text."""
@@ -120,8 +134,7 @@ class ModelSize:
 
     def text_layers_of(self, *, whole: bool) -> int:
         """Count the parameters in the text encoder's layers: all, or those that prompts need."""
-        count = self.text_layers if whole else min(self.text_layers, PROMPT_LAYERS)
-        return self.text_layer * count
+        return self.text_layer * (self.text_layers if whole else self.prompt_layers)
 
     def text_around_of(self, *, whole: bool) -> int:
         """Count those around its layers: all, or the embedding of prompts alone."""
@@ -184,6 +197,29 @@ def _measure_transformer(file: Config) -> dict[str, int]:
 
 
 def _measure_text_encoder(file: Config) -> dict[str, int]:
+    return _measure_qwen(file) if file.get("model_type") == "qwen3" else _measure_mistral(file)
+
+
+def _measure_qwen(file: Config) -> dict[str, int]:
+    config = {**_QWEN, **file}
+    width, head = config["hidden_size"], config["head_dim"]
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    attention = 2 * width * head * (heads + shared)
+    attention += (head * (heads + 2 * shared) + width) * bool(config["attention_bias"])
+    # Two norms of the width, and one each for queries and keys of a head.
+    norms = 2 * width + 2 * head
+    embedding, layers = config["vocab_size"] * width, config["num_hidden_layers"]
+    return {
+        "text_layer": attention + 3 * width * config["intermediate_size"] + norms,
+        "text_layers": layers,
+        "prompt_layers": min(layers, KLEIN_READ_LAYERS[-1]),
+        "text_embedding": embedding,
+        "text_rest": width,
+        "lm_head": 0 if config["tie_word_embeddings"] else embedding,
+    }
+
+
+def _measure_mistral(file: Config) -> dict[str, int]:
     config = {**_TEXT_ENCODER, **file}
     language = {**_LANGUAGE, **config["text_config"]}
     width, mlp = language["hidden_size"], language["intermediate_size"]
@@ -195,6 +231,7 @@ def _measure_text_encoder(file: Config) -> dict[str, int]:
     return {
         "text_layer": attention + 3 * width * mlp + 2 * width,
         "text_layers": language["num_hidden_layers"],
+        "prompt_layers": min(language["num_hidden_layers"], READ_LAYERS[-1]),
         "text_embedding": embedding,
         "text_rest": width + _measure_vision(config, width),
         "lm_head": 0 if config["tie_word_embeddings"] else embedding,

@@ -7,9 +7,8 @@ network. Nothing else in the project knows that this model is small.
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import transformers
 from pipelines.checker_folder import FOLDER_NAME
 from pipelines.compat import declare_torchvision_operators
 from pipelines.tools.colour_classifier import write_colour_classifier
+from pipelines.tools.klein_model import write_klein
 from pipelines.tools.model_parts import (
     SPECIAL_TOKENS,
     build_encoder_config,
@@ -29,7 +29,8 @@ from pipelines.tools.model_parts import (
     open_to_all_readers,
     whole_folder,
 )
-from pipelines.types import TURBO_LORA_PATH
+from pipelines.tools.tiny_parts import TEXT_WIDTH, build_transformer, build_vae, randomise
+from pipelines.types import TURBO_LORA_PATH, Model
 
 MANIFEST_NAME = "demo_model.json"
 """Lists every other file with its size in bytes. Its presence means that the folder is whole."""
@@ -38,18 +39,17 @@ TURBO_LORA_KEY = "transformer.{layer}.lora_{side}.weight"
 """How it names a layer's pair: side A down, B up. The layers have diffusers' names (Wan2GP issue
 1936); its card loads it by `load_lora_weights`, which needs the prefix before them."""
 
-_FORMAT = 2  # counted up whenever the files change, so that an old demo model is not mistaken
-_TEXT_WIDTH = 32
+_FORMAT = 3  # counted up whenever the files change, so that an old demo model is not mistaken
 _LORA_RANK = 4  # the real file has 256
 
 
-def write_demo_model(folder: Path, seed: int = 0) -> None:
+def write_demo_model(folder: Path, seed: int = 0, model: Model = Model.DEV) -> None:
     """Write the model to `folder`: a few megabytes, the same bytes for the same seed.
 
-    It appears there whole or not at all. A whole demo model of this seed is left as it is.
+    It appears there whole or not at all. The same demo model, if it is whole, is left as it is.
     Raises `FileExistsError` if anything else is in the folder.
     """
-    if has_demo_model(folder, seed):
+    if has_demo_model(folder, seed, model):
         return
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -57,33 +57,47 @@ def write_demo_model(folder: Path, seed: int = 0) -> None:
     declare_torchvision_operators()
     with whole_folder(folder) as unfinished:
         with torch.random.fork_rng(devices=[]):
-            _write_components(unfinished, seed)
-        manifest = json.dumps(_manifest(unfinished, seed), indent=2)
+            _write_components(unfinished, seed, model)
+        manifest = json.dumps(_manifest(unfinished, seed, model), indent=2)
         (unfinished / MANIFEST_NAME).write_text(manifest + "\n", encoding="utf-8")
 
 
-def has_demo_model(folder: Path, seed: int = 0) -> bool:
-    """Whether `folder` holds all that this version writes for `seed`, by names and sizes."""
+def has_demo_model(folder: Path, seed: int = 0, model: Model = Model.DEV) -> bool:
+    """Whether `folder` holds all that this version writes, by names and sizes."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(manifest == _manifest(folder, seed))
+    return bool(manifest == _manifest(folder, seed, model))
 
 
-def _manifest(folder: Path, seed: int) -> dict[str, Any]:
+def _manifest(folder: Path, seed: int, model: Model) -> dict[str, Any]:
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(paths)}
-    return {"format": _FORMAT, "seed": seed, "files": files}
+    return {"format": _FORMAT, "model": model.value, "seed": seed, "files": files}
 
 
-def _write_components(folder: Path, seed: int) -> None:
+def _write_components(folder: Path, seed: int, model: Model) -> None:
     random = torch.Generator().manual_seed(seed)
-    transformer = _build_transformer(random)
+    if model is Model.DEV:
+        _write_dev(folder, random)
+    else:
+        write_klein(
+            folder,
+            random,
+            is_distilled=model in (Model.KLEIN_4B, Model.KLEIN_9B),
+            is_tied=model in (Model.KLEIN_4B, Model.KLEIN_4B_BASE),
+        )
+    write_colour_classifier(folder / FOLDER_NAME)
+    open_to_all_readers(folder)
+
+
+def _write_dev(folder: Path, random: torch.Generator) -> None:
+    transformer = build_transformer(random, guidance_embeds=True)
     processor = build_processor()
     pipeline = diffusers.Flux2Pipeline(
         scheduler=build_scheduler(),
-        vae=_build_vae(random),
+        vae=build_vae(random),
         text_encoder=_build_text_encoder(len(processor.tokenizer), random),
         tokenizer=processor,
         transformer=transformer,
@@ -92,42 +106,13 @@ def _write_components(folder: Path, seed: int) -> None:
     lora = folder / TURBO_LORA_PATH
     lora.parent.mkdir()
     safetensors.torch.save_file(_build_turbo_lora(transformer, random), lora)
-    write_colour_classifier(folder / FOLDER_NAME)
-    open_to_all_readers(folder)
-
-
-def _build_transformer(random: torch.Generator) -> Any:
-    transformer = diffusers.Flux2Transformer2DModel(
-        in_channels=128,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        joint_attention_dim=3 * _TEXT_WIDTH,
-        axes_dims_rope=(8, 8, 8, 8),
-    )
-    # Sharp attention, loud text, quiet latents: else 500 tokens that every prompt has in common
-    # drown the dozen that differ.
-    gains = {"attn.norm_": 2.5, "modulation": 2.0, "add_v_proj": 3.0, "x_embedder": 0.3}
-    _randomise(transformer, random, gains | {"guidance_embedder": 0.3})
-    return transformer
-
-
-def _build_vae(random: torch.Generator) -> Any:
-    vae = diffusers.AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 16, 16), latent_channels=32, layers_per_block=1, norm_num_groups=4
-    )
-    _randomise(vae, random, {"decoder.conv_out": 0.7})  # few pixels beyond black and white
-    vae.bn.running_mean.normal_(0.0, 0.2, generator=random)
-    vae.bn.running_var.uniform_(0.5, 2.0, generator=random)
-    return vae
 
 
 def _build_text_encoder(vocab_size: int, random: torch.Generator) -> Any:
     language = transformers.MistralConfig(
         vocab_size=vocab_size,
-        hidden_size=_TEXT_WIDTH,
-        intermediate_size=2 * _TEXT_WIDTH,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
         num_hidden_layers=32,  # the pipeline reads 10, 20 and 30: none may be the last
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -141,7 +126,7 @@ def _build_text_encoder(vocab_size: int, random: torch.Generator) -> Any:
     )
     config = build_encoder_config(language)
     text_encoder = transformers.Mistral3ForConditionalGeneration(config)
-    _randomise(text_encoder, random, {})
+    randomise(text_encoder, random, {})
     return text_encoder
 
 
@@ -176,34 +161,22 @@ def _build_turbo_lora(
     return lora
 
 
-@torch.no_grad()
-def _randomise(model: torch.nn.Module, random: torch.Generator, gains: Mapping[str, float]) -> None:
-    """Draw weights that keep signals at about their size, times the gain of their name's part."""
-    for name, parameter in sorted(model.named_parameters()):
-        gain = math.prod(value for part, value in gains.items() if part in name)
-        if parameter.ndim > 1:
-            parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5, generator=random)
-        elif name.endswith("bias"):
-            parameter.normal_(0.0, 0.1, generator=random)
-        else:
-            parameter.fill_(gain)  # the scale of a norm
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a very small FLUX.2. Exits with 2 if something else is in its place."""
     parser = argparse.ArgumentParser(prog="demo-model", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="where to write it; must be empty or new")
     parser.add_argument("--seed", type=int, default=0, help="draws other weights")
+    parser.add_argument("--model", type=Model, choices=list(Model), default=Model.DEV)
     options = parser.parse_args(arguments)
-    folder, seed = options.folder, options.seed
+    folder, seed, model = options.folder, options.seed, options.model
     transformers.logging.disable_progress_bar()  # in this process only, which ends here
-    was_there = has_demo_model(folder, seed)
+    was_there = has_demo_model(folder, seed, model)
     try:
-        write_demo_model(folder, seed)
+        write_demo_model(folder, seed, model)
     except FileExistsError as error:
         print(f"demo-model: {error}", file=sys.stderr)
         return 2
-    size_bytes = sum(_manifest(folder, seed)["files"].values())
+    size_bytes = sum(_manifest(folder, seed, model)["files"].values())
     did = "was already" if was_there else "is now"
     print(f"the demo model {did} in {folder} ({size_bytes / 1e6:.1f} MB)")
     return 0

@@ -17,7 +17,8 @@ from pipelines.demonstration import DEMO_CHECKPOINT  # noqa: E402
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.loading import load_pipeline  # noqa: E402
 from pipelines.mistral import Mistral  # noqa: E402
-from pipelines.types import LoadOptions  # noqa: E402
+from pipelines.tools.demo_model import write_demo_model  # noqa: E402
+from pipelines.types import LoadOptions, Model  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +49,34 @@ def oracle(demo_model: Path, flux2: Flux2) -> Any:  # noqa: ARG001  (loading pre
     pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def klein_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny distilled klein."""
+    folder = tmp_path_factory.mktemp("klein") / "distilled"
+    write_demo_model(folder, model=Model.KLEIN_4B)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def klein_base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny klein with true guidance, whose LM head is not its embedding."""
+    folder = tmp_path_factory.mktemp("klein") / "base"
+    write_demo_model(folder, seed=1, model=Model.KLEIN_9B_BASE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def klein(klein_model: Path) -> Flux2:
+    """Return our pipeline over the tiny distilled klein, on the CPU in float32."""
+    return load_on_cpu(klein_model)
+
+
+@pytest.fixture(scope="session")
+def klein_base(klein_base_model: Path) -> Flux2:
+    """Return our pipeline over the tiny klein with true guidance, on the CPU in float32."""
+    return load_on_cpu(klein_base_model)
 
 
 @pytest.fixture(scope="session")

@@ -283,7 +283,7 @@ def test_anything_else_is_never_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     """A folder of other files, one whose manifest names what is not there, and a plain file."""
-    manifest = {"format": 2, "seed": 0, "files": {"model_index.json": 1}}
+    manifest = {"format": 3, "model": "dev", "seed": 0, "files": {"model_index.json": 1}}
     (tmp_path / content).write_text(json.dumps(manifest))
     assert main([str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

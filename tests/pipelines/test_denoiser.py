@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.denoiser import Denoiser, Residuals
+from pipelines.denoiser import Context, Denoiser, Pass, Residuals, lead
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -66,3 +66,44 @@ def test_only_the_last_two_steps_are_remembered() -> None:
     for sigma, added in ((1.0, 100.0), (0.5, 1.0), (0.25, 2.0)):
         residuals.note(sigma, torch.tensor(added))
     assert residuals.at(0.0).item() == 3.0
+
+
+@torch.no_grad()
+def test_passes_that_take_turns_are_what_each_is_alone(oracle: Any) -> None:
+    """What is extrapolated for one prompt is never what another prompt's blocks added."""
+    random = torch.Generator().manual_seed(1)
+    denoiser = Denoiser(oracle.transformer)
+    first, second = (torch.randn(1, 512, 96, generator=random) for _ in range(2))
+    text_ids = oracle._prepare_text_ids(first)
+    image_ids = oracle._prepare_latent_ids(torch.empty(1, 1, 4, 4))
+    towards = denoiser.prepare(first, text_ids, image_ids, None, 1.0)
+    away = denoiser.with_prompt(towards, second)
+    sigmas, mask = (1.0, 0.8, 0.6, 0.4), (True, True, False, True)
+    tokens = [torch.randn(1, 16, 128, generator=random) for _ in sigmas]
+
+    def run(*passes: Pass) -> list[list[torch.Tensor]]:
+        steps = []
+        for sigma, computed, noisy in zip(sigmas, mask, tokens, strict=True):
+            level = denoiser.embed_level(torch.tensor([1000 * sigma]), towards)
+            embedded = denoiser.embed(noisy)
+            steps.append(
+                [one.velocity(embedded, level, sigma, computed=computed) for one in passes]
+            )
+        return [list(velocities) for velocities in zip(*steps, strict=True)]
+
+    def make(context: Context) -> Pass:
+        return Pass(denoiser, context, 16, has_gaps=True)
+
+    together = run(make(towards), make(away))
+    alone = run(make(towards)) + run(make(away))
+    for one, other in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(together[0][2], together[1][2])
+
+
+def test_true_guidance_goes_on_past_the_prompt() -> None:
+    """From the negative prompt's velocity through the prompt's, as far as the scale says."""
+    towards, away = torch.tensor([3.0]), torch.tensor([1.0])
+    assert lead([towards], 5.0) is towards
+    assert lead([towards, away], 1.0) == towards
+    assert lead([towards, away], 5.0) == torch.tensor([11.0])

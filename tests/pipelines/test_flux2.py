@@ -57,7 +57,8 @@ def make_images(flux2: Flux2, request: GenerationRequest) -> list[GeneratedImage
 def make_latents(flux2: Flux2, request: GenerationRequest) -> torch.Tensor:
     """Run a one-image request up to the tokens before the decoder."""
     settings = request.settings
-    condition = flux2.encode(request.prompt, request.reference_images)
+    negative_prompt = flux2._recipe.negative_prompt(settings)
+    condition = flux2.encode(request.prompt, request.reference_images, negative_prompt)
     latents, ids = flux2.prepare(request.seed, settings.width, settings.height)
     return flux2.denoise(latents, ids, condition, settings, 0, ignore, never)
 

@@ -45,6 +45,7 @@ REAL = ModelSize(
     flash_others=740_818_944,
     text_layer=555_755_520,
     text_layers=40,
+    prompt_layers=30,
     text_embedding=671_088_640,
     text_rest=438_963_200,
     lm_head=671_088_640,

@@ -56,11 +56,15 @@ def load(folder: Path) -> dict[str, Any]:
     with torch.device("meta"):
         transformer = diffusers.Flux2Transformer2DModel
         vae = diffusers.AutoencoderKLFlux2
-        config = transformers.Mistral3Config.from_pretrained(folder / "text_encoder")
+        text = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+        reader: Any = transformers.Mistral3ForConditionalGeneration
+        if text.get("model_type") == "qwen3":
+            reader = transformers.Qwen3ForCausalLM
+        config = reader.config_class.from_pretrained(folder / "text_encoder")
         return {
             "transformer": transformer.from_config(transformer.load_config(folder / "transformer")),
             "vae": vae.from_config(vae.load_config(folder / "vae")),
-            "text_encoder": transformers.Mistral3ForConditionalGeneration(config),
+            "text_encoder": reader(config),
         }
 
 
@@ -76,7 +80,10 @@ def measure(models: dict[str, Any], lora_bytes: int) -> ModelSize:
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     changed = turbo_lora_layers(transformer)
     flash = [linear for name, linear in changed.items() if name in linears]
-    language = text.model.language_model
+    is_mistral = hasattr(text.model, "language_model")
+    language = text.model.language_model if is_mistral else text.model
+    seeing = [text.model.vision_tower, text.model.multi_modal_projector] if is_mistral else []
+    is_tied = not is_mistral and text.config.tie_word_embeddings
     return ModelSize(
         block_linears=sum(map(count, linears.values())),
         block_rows=sum(linear.out_features for linear in linears.values()),
@@ -91,10 +98,9 @@ def measure(models: dict[str, Any], lora_bytes: int) -> ModelSize:
         text_layer=count(language.layers[0]),
         text_layers=len(language.layers),
         text_embedding=count(language.embed_tokens),
-        text_rest=count(language.norm)
-        + count(text.model.vision_tower)
-        + count(text.model.multi_modal_projector),
-        lm_head=count(text.lm_head),
+        prompt_layers=min(len(language.layers), 30 if is_mistral else 27),
+        text_rest=count(language.norm) + sum(map(count, seeing)),
+        lm_head=0 if is_tied else count(text.lm_head),
         vae=count(models["vae"]),
         width=transformer.inner_dim,
         vae_width=models["vae"].decoder.up_blocks[-1].resnets[0].in_channels,
