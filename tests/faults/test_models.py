@@ -75,3 +75,27 @@ def test_a_model_that_is_not_here_is_told_at_every_door(make_gateway: MakeGatewa
         answer = client.http.post(path, json=fields)
         assert answer.status_code == 404
         assert "FLUX2_MODELS=klein-4b=FOLDER" in answer.json()["detail"]
+
+
+def test_a_box_without_dev(make_gateway: MakeGateway, tmp_path: Path) -> None:
+    """Only klein: its requests are made, and [dev]'s are told what is missing."""
+    folder = make_model_folder(tmp_path / "klein", Model.KLEIN_4B)
+    client = Client(make_gateway(MODEL="", MODELS=f"klein-4b={folder}").start())
+    klein = submit_klein(client)
+    assert client.wait(klein).status_code == 200
+    assert (state_of(client, ENDPOINT), state_of(client, KLEIN)) == ("missing", "loaded")
+    assert client.ready().json()["model"] == "klein"
+    refused = client.post("plain")
+    assert refused.status_code == 404
+    assert "does not have the model dev, only klein-4b" in refused.json()["detail"]
+
+
+def test_a_folder_of_another_model_ends_the_start(
+    make_gateway: MakeGateway, tmp_path: Path
+) -> None:
+    """With the folder and what is in it, rather than with images of the wrong model."""
+    folder = make_model_folder(tmp_path / "klein", Model.KLEIN_4B)
+    gateway = make_gateway(MODEL=str(folder))
+    gateway.spawn()
+    assert gateway.wait() == 2
+    assert "so this is not dev" in gateway.wait_line("the folder of dev cannot be used")
