@@ -19,7 +19,7 @@ from server.jobs import Job, Priority
 from server.keys import Caller
 from server.limiter import TokenBuckets
 from server.names import OwnNames
-from server.offer import Offer
+from server.offer import Offer, missing_model
 from server.settings import Settings
 from server.store import Store
 from server.telemetry import prompt_in
@@ -71,14 +71,15 @@ class Admission:
         """Store a new job for this input, which is not validated here, and wake the dispatcher.
 
         `origin` is the scheme, host and port under which the caller knows this server. Raises
-        `RequestError` 429 when the queue is too long or the caller's own limits are reached, and
-        503 when the disk is too full.
+        `RequestError` 404 when this box does not have the endpoint's model, 429 when the queue is
+        too long or the caller's own limits are reached, and 503 when the disk is too full.
         """
 
         def check_depth() -> None:
             self._check_depth(wishes.queue_limit)
             self._check_own_depth(caller)
 
+        self._check_model(endpoint)
         check_depth()
         if disk_problem(self._settings):
             raise _refusal(503, "The server is low on disk space")
@@ -88,6 +89,7 @@ class Admission:
             Job(
                 request_id=str(uuid.uuid4()),
                 endpoint_id=endpoint.id,
+                model=endpoint.model,
                 owner=caller.owner,
                 origin=origin,
                 # ASCII, so that lone surrogates survive the way through UTF-8.
@@ -114,6 +116,10 @@ class Admission:
             log.info("accepted", request_id=job.request_id, prompt=prompt_in(body))
         self._on_accepted(job)
         return job
+
+    def _check_model(self, endpoint: Endpoint) -> None:
+        if endpoint.model not in self._settings.folders:
+            raise missing_model(endpoint.model, self._settings.folders)
 
     def _check_depth(self, asked_limit: int | None) -> None:
         waiting = len(self._store.backlog)

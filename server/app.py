@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from server.errors import FalError, RequestError
 from server.gateway import Gateway
+from server.model_folders import FolderChecks
 from server.names import OwnNames
 from server.offer import Offer
-from server.routes import files, health, jwks, openapi, queue, requests, run, stream
+from server.routes import files, health, jwks, models, openapi, queue, requests, run, stream
 from server.routes.answers import (
     AsciiJSONResponse,
     error_response,
@@ -89,6 +90,9 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         jwks.make_router(gateway.signer),
         files.make_router(store, gateway.files, metrics, clock),
         UploadRoutes(gateway.uploads, gateway.tickets).router,
+        models.ModelRoutes(
+            Offer.of(settings), dispatcher, FolderChecks(settings.folders, clock)
+        ).router,
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         stream.StreamRoutes(store, admission, dispatcher, events, limit).router,

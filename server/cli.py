@@ -19,7 +19,15 @@ from pipelines.types import Model
 from server.app import create_app
 from server.c2pa_certs import C2PA_FOLDER, C2paFiles, ensure_c2pa_certificates
 from server.certs import TlsFiles, ensure_certificates
-from server.cli_parts import ConfigOption, DataDirOption, ModelOption, fail, load
+from server.cli_parts import (
+    ConfigOption,
+    DataDirOption,
+    ModelOption,
+    fail,
+    load,
+    one_folder,
+    only,
+)
 from server.cli_provenance import receipt, replay, watermark
 from server.client_env import Box, Mode, client_env
 from server.errors import ConfigurationError
@@ -30,6 +38,7 @@ from server.machine import is_address, machine_names
 from server.marking import check_marking
 from server.memory import give_large_blocks_back
 from server.names import WILDCARD_HOSTS, configured_names, tls_folder
+from server.placement import devices_of
 from server.safety import describe_safety, find_checker
 from server.settings import Settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
@@ -111,14 +120,17 @@ def doctor(
     config: ConfigOption = None,
 ) -> None:
     """Say whether the model is whole, what this machine has, and what of it fits where."""
-    settings = load(model=model, config=config, profile=profile)
-    command = [sys.executable, "-P", "-m", "pipelines.tools.doctor"]
-    command += ["--model", str(settings.model), "--dtype", settings.dtype]
-    command += ["--profile", settings.profile]
-    command += [f"--device={device}" for device in settings.devices]
-    command += [f"--flash-lora={settings.flash_lora}"] if settings.flash_lora else []
-    command += ["--json"] if as_json else []
-    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
+    settings = load(config=config, profile=profile, **only(model))
+    codes = []
+    for name, folder in settings.folders.items():
+        command = [sys.executable, "-P", "-m", "pipelines.tools.doctor"]
+        command += ["--model", str(folder), "--dtype", settings.dtype]
+        command += ["--profile", settings.profile]
+        command += [f"--device={device}" for device in devices_of(settings.places, name)]
+        command += [f"--flash-lora={settings.flash_lora}"] if settings.flash_lora else []
+        command += ["--json"] if as_json else []
+        codes.append(subprocess.run(command, check=False).returncode)  # noqa: S603
+    raise typer.Exit(max(codes))
 
 
 @weights_app.command("quantize")
@@ -130,9 +142,9 @@ def quantize(
     config: ConfigOption = None,
 ) -> None:
     """Write the transformer's blocks in 8 bits into the model folder, for faster starts."""
-    settings = load(model=model, config=config)
+    settings = load(config=config, **only(model))
     command = [sys.executable, "-P", "-m", "pipelines.tools.quantise"]
-    command += ["--model", str(settings.model), "--precision", precision]
+    command += ["--model", str(one_folder(settings)), "--precision", precision]
     command += ["--dtype", "bfloat16" if settings.dtype == "auto" else settings.dtype]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
@@ -331,16 +343,17 @@ def _print_c2pa(files: C2paFiles) -> None:
 
 def _print_start(settings: Settings, tls: TlsFiles | None) -> None:
     """Say at start what an operator must know before the first request."""
-    if is_demo_checkpoint(settings.model):
-        typer.echo(f"model: the demonstration checkpoint; it draws {DEMO_SUBJECTS}")
-        log.warning(
-            "this is the demonstration checkpoint, and its pictures are not filtered; give the "
-            "folder of FLUX.2 [dev] as --model or FLUX2_MODEL for real ones",
-            model=str(settings.model),
-            draws=DEMO_SUBJECTS,
-        )
-    else:
-        typer.echo(f"model: {settings.model}")
+    for name, folder in settings.folders.items():
+        if is_demo_checkpoint(folder):
+            typer.echo(f"model: the demonstration checkpoint; it draws {DEMO_SUBJECTS}")
+            log.warning(
+                "this is the demonstration checkpoint, and its pictures are not filtered; give the "
+                "folder of FLUX.2 [dev] as --model or FLUX2_MODEL for real ones",
+                model=str(folder),
+                draws=DEMO_SUBJECTS,
+            )
+        else:
+            typer.echo(f"model: {folder}" if name is Model.DEV else f"model {name}: {folder}")
     typer.echo(f"safety: {describe_safety(settings, find_checker(settings))}")
     typer.echo("flash: runs the 8 Turbo sigmas without a LoRA")
     if tls:

@@ -28,3 +28,19 @@ def fail(message: str) -> NoReturn:
     """End with a reason."""
     typer.echo(f"flux2-serve: {message}", err=True)
     raise typer.Exit(2)
+
+
+def only(model: Path | None) -> dict[str, Any]:
+    """Return the flags for a command about the folder that was given, else about the settings'.
+
+    A folder on the command line stands for itself, whatever models the settings name.
+    """
+    return {"model": model, "models": {}} if model else {}
+
+
+def one_folder(settings: Settings) -> Path:
+    """Return the model folder that a command is about, or end: it must be one."""
+    folders = list(settings.folders.values())
+    if len(folders) > 1:
+        fail("there are several models; say which folder with --model")
+    return folders[0]

@@ -8,14 +8,15 @@ import typer
 from PIL import Image
 
 from pipelines.errors import PipelineError
-from pipelines.types import Pipeline
+from pipelines.types import Model, Pipeline
 from server.cli_parts import ConfigOption, DataDirOption, ModelOption, fail, load
 from server.errors import ConfigurationError
 from server.gateway import KEYS_FOLDER
 from server.loading import BUILDS_FOLDER, load_options
+from server.placement import devices_of
 from server.receipts.hashes import FileHashes
 from server.receipts.record import find_job, make_receipt, read_image, read_references
-from server.receipts.replay import differences, match_references, order_of
+from server.receipts.replay import differences, match_references, model_of, order_of
 from server.receipts.replay import load as load_pipeline
 from server.receipts.replay import replay as make_again
 from server.receipts.signed import (
@@ -108,17 +109,28 @@ def replay(
             match_references(told["references"], [*_stored(settings, told), *offered])
             for told in receipts
         ]
-        options = load_options(settings, device or settings.devices[0])
-        pipeline = load_pipeline(settings.pipeline_factory, options)
-        replayed = [
-            _replay(settings, pipeline, *pair) for pair in zip(receipts, references, strict=True)
-        ]
+        pairs = list(zip(receipts, references, strict=True))
+        replayed = []
+        for needed in dict.fromkeys(map(model_of, receipts)):  # one in memory at a time
+            pipeline = _load(settings, needed, device)
+            replayed += [
+                _replay(settings, pipeline, *pair) for pair in pairs if model_of(pair[0]) is needed
+            ]
+            del pipeline
     except NotAuthenticError as error:
         fail(f"not authentic: {error}")
     except (ConfigurationError, StoreUnavailableError, PipelineError) as error:
         fail(_reason(error))
     if not all(replayed):
         raise typer.Exit(1)
+
+
+def _load(settings: Settings, model: Model, device: str | None) -> Pipeline:
+    """Load a model as a runner does. Raises `ConfigurationError` for one that has no folder."""
+    if model not in settings.folders:
+        raise ConfigurationError(f"the images are of {model}: name its folder in FLUX2_MODELS")
+    device = device or devices_of(settings.places, model)[0]
+    return load_pipeline(settings.pipeline_factory, load_options(settings, model, device))
 
 
 def _replay(

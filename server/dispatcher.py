@@ -6,15 +6,25 @@ A job that waits may be cancelled or miss its time to start; both end it without
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 
+from pipelines.types import Model
 from server import jobs
 from server.attempts import STORAGE_RETRY_SECONDS, Parts
 from server.errors import FalError, UnknownRequestError
 from server.jobs import IllegalTransitionError, Job, JobStatus, Need
+from server.offer import missing_model
 from server.prefetch import Prefetcher
-from server.results import cancelled_error, error_outcome, missed_start_error, our_fault
+from server.results import (
+    cancelled_error,
+    error_outcome,
+    missed_start_error,
+    our_fault,
+    unloadable_error,
+)
 from server.runners.local import LocalRunner
 from server.runners.messages import Loading
 from server.store import StoreUnavailableError
@@ -29,6 +39,14 @@ JOBS_FETCHING = 16
 """How many jobs have images fetched at a time: most of that is waiting for strangers."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """Whether a model is loaded, or will be when it is its turn; `reason` says why it failed."""
+
+    word: Literal["loaded", "loading", "loadable", "failed"]
+    reason: str | None = None
+
+
 class Dispatcher:
     """Several workers on one queue."""
 
@@ -36,13 +54,18 @@ class Dispatcher:
         self._parts = parts
         places = {Need.DECODING: len(runners) + JOBS_AHEAD, Need.FETCHING: JOBS_FETCHING}
         self._prefetcher = Prefetcher(
-            parts.store, parts.inputs, places, self._wake_workers, self._refuse
+            *(parts.store, parts.inputs, places, self._wake_workers, self._refuse),
+            models=parts.settings.folders,
         )
         self._workers = [
-            Worker(parts, self._prefetcher, runner, str(i)) for i, runner in enumerate(runners)
+            Worker(parts, self._prefetcher, runner, str(i), self._on_models_changed)
+            for i, runner in enumerate(runners)
         ]
+        for worker in self._workers:
+            worker.peers = [peer for peer in self._workers if peer is not worker]
         self._deadline_changed = asyncio.Event()
-        self._deadlines: asyncio.Task[None] | None = None
+        self._models_changed = asyncio.Event()
+        self._watchers: list[asyncio.Task[None]] = []
         self._stopping = False
 
     @property
@@ -68,6 +91,11 @@ class Dispatcher:
         return [worker.runner.loading for worker in self._workers]
 
     @property
+    def model_states(self) -> dict[Model, ModelState]:
+        """How it stands with each model that this server has."""
+        return {model: self._state_of(model) for model in self._parts.settings.folders}
+
+    @property
     def held(self) -> bool:
         """Whether the queue stands still on the operator's word."""
         return any(worker.held for worker in self._workers)
@@ -79,7 +107,10 @@ class Dispatcher:
         for worker in self._workers:
             worker.held = held
             worker.start()
-        self._deadlines = asyncio.create_task(self._watch_deadlines(), name="deadlines")
+        self._watchers = [
+            asyncio.create_task(self._watch_deadlines(), name="deadlines"),
+            asyncio.create_task(self._watch_models(), name="models"),
+        ]
 
     def toggle_hold(self) -> None:
         """Let the queue stand still, or run again; what runs is finished either way."""
@@ -99,12 +130,14 @@ class Dispatcher:
             self._prefetcher.wake()
         if job.start_by is not None:
             self._deadline_changed.set()
+        if self._is_given_up(job.model):
+            self._models_changed.set()
 
     async def stop(self, drain_seconds: float) -> None:
         """Claim nothing more, give running jobs `drain_seconds`, then put them back."""
         self._stopping = True
-        if self._deadlines:
-            self._deadlines.cancel()
+        for watcher in self._watchers:
+            watcher.cancel()
         await self._prefetcher.stop()
         await asyncio.gather(*(worker.stop(drain_seconds) for worker in self._workers))
         await self._prefetcher.clear()
@@ -147,6 +180,58 @@ class Dispatcher:
             for request_id in missed:
                 with contextlib.suppress(IllegalTransitionError, UnknownRequestError):
                     await self._end(request_id, jobs.end_in_queue, missed_start_error)
+
+    async def _watch_models(self) -> None:
+        """End what waits for a model that cannot be had, whenever that may have changed."""
+        while True:
+            self._models_changed.clear()
+            try:
+                for model in Model:
+                    if make_error := self._hopelessness(model):
+                        await self._end_all(model, make_error)
+            except StoreUnavailableError as error:
+                log.error("the storage refuses", reason=error.body["detail"])
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+                continue
+            await self._models_changed.wait()
+
+    def _hopelessness(self, model: Model) -> Callable[[], FalError] | None:
+        """Return what makes the answer for whoever waits for a model in vain; None if not so."""
+        folders = self._parts.settings.folders
+        if model not in folders:
+            return lambda: missing_model(model, folders)
+        return (lambda: unloadable_error(model)) if self._is_given_up(model) else None
+
+    def _is_given_up(self, model: Model) -> bool:
+        """Say whether no runner can load a model, though one of them is well.
+
+        Where none is, nothing is to be made anyway, and what waits is kept until that is mended.
+        """
+        now = self._parts.clock()
+        able = [worker for worker in self._workers if model in worker.runner.models]
+        return any(worker.loaded for worker in self._workers) and all(
+            worker.failures.has_given_up(model, now) for worker in able
+        )
+
+    async def _end_all(self, model: Model, make_error: Callable[[], FalError]) -> None:
+        while waiting := await self._parts.store.queued_of_model(model):
+            log.error("requests are ended for want of their model", model=model, count=len(waiting))
+            for request_id in waiting:
+                with contextlib.suppress(IllegalTransitionError, UnknownRequestError):
+                    await self._end(request_id, jobs.end_in_queue, make_error)
+
+    def _state_of(self, model: Model) -> ModelState:
+        able = [worker for worker in self._workers if model in worker.runner.models]
+        if any(worker.loaded is model for worker in able):
+            return ModelState("loaded")
+        if any(worker.loading is model for worker in able):
+            return ModelState("loading")
+        reasons = [worker.failures.reason(model) for worker in able]
+        return ModelState("loadable") if None in reasons else ModelState("failed", reasons[0])
+
+    def _on_models_changed(self) -> None:
+        self._models_changed.set()
+        self._wake_workers()
 
     async def _end(
         self,

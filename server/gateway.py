@@ -25,7 +25,9 @@ from server.keys import Keyring
 from server.loading import load_options
 from server.marking import marking_of
 from server.metrics import Metrics
+from server.model_folders import check_kinds
 from server.outbound import Outbound, trusted_authorities
+from server.placement import read_place
 from server.runners.local import Limits, LocalRunner
 from server.runners.messages import Load
 from server.safety import SafetyRules, find_checker
@@ -159,19 +161,23 @@ class Gateway:
 
 
 def make_runner(settings: Settings, device: str) -> LocalRunner:
-    """Make the runner for one device; it starts when the dispatcher does."""
-    load = Load(
-        pipeline_factory=settings.pipeline_factory,
-        options=load_options(settings, device),
-        marking=marking_of(settings),
-        log_level=settings.log_level,
-    )
+    """Make the runner for one entry of the devices; it starts when the dispatcher does."""
+    place = read_place(device, settings.folders)
+    loads = {
+        model: Load(
+            pipeline_factory=settings.pipeline_factory,
+            options=load_options(settings, model, place.device),
+            marking=marking_of(settings, settings.folders[model]),
+            log_level=settings.log_level,
+        )
+        for model in place.models
+    }
     limits = Limits(
         load_seconds=settings.load_seconds,
         stage_seconds=settings.stage_seconds,
         step_seconds=settings.step_seconds,
     )
-    return LocalRunner(load, limits)
+    return LocalRunner(loads, limits)
 
 
 def make_keyring(settings: Settings) -> Keyring:
@@ -219,6 +225,7 @@ def check_settings(settings: Settings) -> None:
             "FLUX2_CONNECT_PORT leads clients to the HTTPS port, but FLUX2_TLS_PORT is none: give "
             "the server an HTTPS port too, or leave the proxy off"
         )
+    check_kinds(settings.folders)
 
 
 def is_loopback(host: str) -> bool:

@@ -13,6 +13,8 @@ A failed or cancelled job is COMPLETED too, as on fal: its result replays the er
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 
+from pipelines.types import Model
+
 MAX_ATTEMPTS = 10
 MAX_RUNNER_DEATHS = 3
 """A job that was running at this many deaths of its runner is taken for their cause."""
@@ -91,10 +93,10 @@ class Outcome:
 class Job:
     """The stored unit of work. Times are seconds since 1970 on the server's steady clock.
 
-    `start_by` is when it must have been claimed, `keep_payload` False means that its files go
-    with its result soon after completion, `file_seconds` how long its files are kept (None:
-    as long as the server keeps any, infinity: for good), `file_acl` who may read them (see
-    `StoredFile`), `seq` its place in the order of
+    `model` is the one that makes its images, `start_by` when it must have been claimed,
+    `keep_payload` False means that its files go with its result soon after completion,
+    `file_seconds` how long its files are kept (None: as long as the server keeps any, infinity:
+    for good), `file_acl` who may read them (see `StoredFile`), `seq` its place in the order of
     acceptance, which the store gives.
     """
 
@@ -103,6 +105,7 @@ class Job:
     owner: str  # the id of the key it was sent with
     origin: str  # scheme, host and port under which the caller knows us, for file URLs
     created_at: float
+    model: Model = Model.DEV
     input: str = ""  # JSON text, exactly what was sent; only on its way into the store
     seq: int = 0
     priority: Priority = Priority.NORMAL

@@ -2,7 +2,7 @@
 
 from pipelines.errors import CriteriaError
 from pipelines.screening import read_criteria
-from pipelines.types import LoadOptions
+from pipelines.types import LoadOptions, Model
 from server.errors import ConfigurationError
 from server.safety import safety_options
 from server.settings import Settings
@@ -11,13 +11,13 @@ BUILDS_FOLDER = "builds"
 """Of the data folder: what images came from, by id, and the hashes of the files."""
 
 
-def load_options(settings: Settings, device: str) -> LoadOptions:
-    """Return the operator's choices for one device.
+def load_options(settings: Settings, model: Model, device: str) -> LoadOptions:
+    """Return the operator's choices for one of the models on one device.
 
     Raises `ConfigurationError` for a file of criteria that cannot be used.
     """
     return LoadOptions(
-        model=settings.model,
+        model=settings.folders[model],
         device=device,
         dtype=settings.dtype,
         compile=settings.compile,

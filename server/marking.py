@@ -1,13 +1,15 @@
 """From the settings to what is put into each picture, and whether it can be."""
 
+from pathlib import Path
+
 from server.errors import ConfigurationError
 from server.provenance.credentials import Credentials, check
 from server.provenance.markers import Marking
 from server.settings import Settings
 
 
-def marking_of(settings: Settings) -> Marking:
-    """Return what the operator wants in each file.
+def marking_of(settings: Settings, folder: Path) -> Marking:
+    """Return what the operator wants in each file, made by the model in this folder.
 
     Raises `ConfigurationError` for a certificate without its key, or a key alone.
     """
@@ -20,7 +22,7 @@ def marking_of(settings: Settings) -> Marking:
             certificate=certificate, key=key, timestamp_url=settings.c2pa_timestamp_url
         )
     return Marking(
-        model=settings.model.name,
+        model=folder.name,
         marker=settings.marker == "on",
         watermark=settings.watermark == "on",
         credentials=credentials,
@@ -29,6 +31,6 @@ def marking_of(settings: Settings) -> Marking:
 
 def check_marking(settings: Settings) -> None:
     """Try the credentials out before the first request. Raises `ConfigurationError`."""
-    credentials = marking_of(settings).credentials
+    credentials = marking_of(settings, next(iter(settings.folders.values()))).credentials
     if credentials:
         check(credentials)

@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from pipelines.types import Acceleration, Precision, Stage
+from pipelines.types import Acceleration, Model, Precision, Stage
 from pipelines.verdicts import Reason
 from server.catalogue import CATALOGUE
 from server.clock import Clock
@@ -46,6 +46,12 @@ class Metrics:
         self._stage = self._histogram("stage_seconds", "Time of encoding or decoding", "stage")
         self._step = self._histogram("step_seconds", "Time of one denoising step")
         self._load = self._histogram("model_load_seconds", "Time to load the model")
+        self._switches = self._counter(
+            "model_switches", "Times that a runner was given another model, by which", "model"
+        )
+        self._load_failures = self._counter(
+            "model_load_failures", "Times that a model could not be loaded", "model"
+        )
         self._jobs = self._counter("jobs", "Completed requests", "outcome")
         self._images = self._counter(
             "images", "Images made, by how", "acceleration", "precision", "flash"
@@ -110,6 +116,14 @@ class Metrics:
         if load_seconds is not None:
             self._load.observe(load_seconds)
 
+    def switched(self, model: Model) -> None:
+        """Note that a runner gives up its model for this one."""
+        self._switches.labels(model.value).inc()
+
+    def load_failed(self, model: Model) -> None:
+        """Note that a model could not be loaded."""
+        self._load_failures.labels(model.value).inc()
+
     def webhook(self, result: str) -> None:
         """Note a delivery attempt: `delivered`, `failed` or `abandoned`."""
         self._webhooks.labels(result).inc()
@@ -129,6 +143,8 @@ class Metrics:
         for family, values in (
             (self._cancelled, PHASES),
             (self._webhooks, WEBHOOK_RESULTS),
+            (self._switches, tuple(map(str, Model))),
+            (self._load_failures, tuple(map(str, Model))),
             (self._verdicts, tuple(map(str, Reason))),
             (self._stage, TIMED_STAGES),
         ):

@@ -4,7 +4,7 @@ Whatever takes a new request, or tells what may be asked, goes by it. What was a
 made, although the settings be others by then.
 """
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 from pipelines.types import Model
 from server.catalogue import CATALOGUE, find_endpoint
@@ -13,12 +13,13 @@ from server.family.endpoint import Endpoint
 from server.settings import ENV_PREFIX, Settings
 
 ALIASES_SETTING = f"{ENV_PREFIX}ALIASES"
+MODELS_SETTING = f"{ENV_PREFIX}MODELS"
 
 
 class Offer:
     """The endpoints that are served by `models`; aliases only where they are named."""
 
-    def __init__(self, models: Container[Model], aliases: Container[str]) -> None:
+    def __init__(self, models: Collection[Model], aliases: Container[str]) -> None:
         self._models = models
         self._aliases = aliases
 
@@ -35,12 +36,12 @@ class Offer:
                     f"{ALIASES_SETTING} names {name!r}, which is no endpoint that another model "
                     f"could stand in for; those are {', '.join(known)}"
                 )
-        return cls({Model.DEV}, settings.aliases)
+        return cls(settings.folders, settings.aliases)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """All that is served, in the catalogue's order."""
-        return tuple(each for each in CATALOGUE.values() if self._problem(each) is None)
+        return tuple(each for each in CATALOGUE.values() if self.problem_of(each) is None)
 
     def find(self, endpoint_id: str) -> Endpoint:
         """Return the endpoint of this id.
@@ -49,12 +50,13 @@ class Offer:
         for one that is not served here.
         """
         endpoint = find_endpoint(endpoint_id)
-        problem = self._problem(endpoint)
+        problem = self.problem_of(endpoint)
         if problem:
-            raise RequestError(404, problem, headers={"x-fal-billable-units": "0"})
+            raise _not_found(problem)
         return endpoint
 
-    def _problem(self, endpoint: Endpoint) -> str | None:
+    def problem_of(self, endpoint: Endpoint) -> str | None:
+        """Say why an endpoint is not served, and what would change that; None if it is."""
         if endpoint.is_alias and endpoint.id not in self._aliases:
             return (
                 f"{endpoint.id} is not served here: its weights are not public. The operator of "
@@ -62,6 +64,21 @@ class Offer:
                 f"{ALIASES_SETTING}={endpoint.id}"
             )
         if endpoint.model not in self._models:
-            name = endpoint.model.value
-            return f"{endpoint.id} is not served here: this server has no weights of {name}"
+            return f"{endpoint.id} is not served here: {_want_of(endpoint.model, self._models)}"
         return None
+
+
+def missing_model(model: Model, served: Collection[Model]) -> RequestError:
+    """Make the answer for a request whose model this server does not have."""
+    return _not_found(f"The request cannot be made: {_want_of(model, served)}")
+
+
+def _want_of(model: Model, served: Collection[Model]) -> str:
+    return (
+        f"this server does not have the model {model}, only {', '.join(served)}. Its operator may "
+        f"add it: {MODELS_SETTING}={model}=FOLDER"
+    )
+
+
+def _not_found(detail: str) -> RequestError:
+    return RequestError(404, detail, headers={"x-fal-billable-units": "0"})

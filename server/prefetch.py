@@ -10,12 +10,14 @@ need neither are not looked at here at all, and never wait for any of this.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import itertools
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
+from pipelines.types import Model
 from server.errors import FalError
 from server.family.endpoint import Order
 from server.inputs import Expanded, InputPreparer
@@ -56,8 +58,9 @@ class _Entry:
 class Prefetcher:
     """Prepares a few jobs ahead of the workers and keeps what they need until they are over.
 
-    `places` says how many jobs of each need may be under way or ready at a time: that bounds the
-    room in the spool. `on_ready` hears when one may be claimed; `on_failed` gets the job that
+    `places` says how many jobs of each need may be under way or ready at a time, for each of the
+    `models`, lest one that is not loaded hold up the others: that bounds the room in the spool.
+    `on_ready` hears when one may be claimed; `on_failed` gets the job that
     cannot be, with the reason (None: a fault of ours), and ends it.
     """
 
@@ -68,7 +71,9 @@ class Prefetcher:
         places: Mapping[Need, int],
         on_ready: Callable[[], None],
         on_failed: Callable[[Job, FalError | None], Awaitable[None]],
+        models: Collection[Model] = (Model.DEV,),
     ) -> None:
+        self._models = tuple(models)
         self._store = store
         self._inputs = inputs
         self._places = places
@@ -147,21 +152,21 @@ class Prefetcher:
             if self.held:
                 continue
             try:
-                for need, places in self._places.items():
-                    await self._fill(need, places)
+                for model, need in itertools.product(self._models, self._places):
+                    await self._fill(model, need, self._places[need])
             except StoreUnavailableError as error:
                 log.error("the storage refuses", reason=error.body["detail"])
                 await asyncio.sleep(STORAGE_RETRY_SECONDS)
                 self._changed.set()
 
-    async def _fill(self, need: Need, places: int) -> None:
+    async def _fill(self, model: Model, need: Need, places: int) -> None:
         """Begin with as many more jobs as there are places free."""
-        waiting = [entry for entry in self._entries.values() if not entry.taken]
-        free = places - sum(entry.job.needs is need for entry in waiting)
+        waiting = [entry.job for entry in self._entries.values() if not entry.taken]
+        free = places - sum(job.needs is need and job.model is model for job in waiting)
         if free <= 0:
             return
         self._over.clear()
-        jobs = await self._store.next_in_need(need, places)
+        jobs = await self._store.next_in_need(model, need, places)
         # Whatever ended while the store was asked is in `_over`, and must not be begun any more.
         news = [
             job

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.types import Model
 from server.errors import FalError, RequestError
 from server.family.endpoint import Endpoint, Order
 from server.files import URL_PREFIX, FileStore
@@ -23,6 +24,12 @@ def cancelled_error() -> RequestError:
 def missed_start_error() -> RequestError:
     """Make fal's answer for a request that was not begun in the time its caller gave."""
     return RequestError(504, "Request timed out", "request_timeout")
+
+
+def unloadable_error(model: Model) -> RequestError:
+    """Make the answer for a request whose model cannot be loaded; why not is in our log."""
+    detail = f'The model "{model}" cannot be loaded on this server now'
+    return RequestError(503, detail, "runner_server_error")
 
 
 def our_fault() -> RequestError:

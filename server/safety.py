@@ -28,8 +28,18 @@ REFUSED = (
 
 
 def checker_folder(settings: Settings) -> Path:
-    """Return where the checker is wanted: the folder that is set, else one in the model folder."""
-    return settings.safety_model or settings.model / FOLDER_NAME
+    """Return where the checker is wanted: the folder that is set, else that of a model.
+
+    One looks at the images of all models: of those in their folders the first that is there.
+    """
+    wanted = _wanted_folders(settings)
+    return next(filter(Path.is_dir, wanted), wanted[0])
+
+
+def _wanted_folders(settings: Settings) -> list[Path]:
+    if settings.safety_model:
+        return [settings.safety_model]
+    return [folder / FOLDER_NAME for folder in settings.folders.values()]
 
 
 def find_checker(settings: Settings) -> CheckerFolder | None:
@@ -44,8 +54,9 @@ def find_checker(settings: Settings) -> CheckerFolder | None:
     try:
         return read_checker_folder(folder, settings.safety_labels)
     except CheckerUnavailableError as error:
+        wanted = " or ".join(map(str, _wanted_folders(settings)))
         raise ConfigurationError(
-            f"FLUX2_SAFETY is {settings.safety!r}, and the safety checker is wanted in {folder}, "
+            f"FLUX2_SAFETY is {settings.safety!r}, and the safety checker is wanted in {wanted}, "
             f"but:\n{error}\n"
             "Put the files of an image classifier there (Falconsai/nsfw_image_detection on Hugging "
             "Face, for one), name another folder with FLUX2_SAFETY_MODEL or its labels with "

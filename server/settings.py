@@ -4,14 +4,12 @@ Sources, weakest first: a TOML file, `FLUX2_*` environment variables, command li
 This is the only module that reads the environment.
 """
 
-import difflib
 import os
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -22,19 +20,27 @@ from pydantic_settings import (
 
 from pipelines.demonstration import DEMO_CHECKPOINT, is_demo_checkpoint
 from pipelines.instructions import MAX_NEW_TOKENS
-from pipelines.types import CACHE_BYTES, FlashSchedule
+from pipelines.types import CACHE_BYTES, FlashSchedule, Model
 from pipelines.verdicts import DEFAULT_THRESHOLD
+from server.config_file import list_mistakes, read_toml, unknown_keys
 from server.errors import ConfigurationError
 from server.keyfile import SafetyRule
+from server.placement import Place, all_folders, check_places, read_folders, read_place
 
 ENV_PREFIX = "FLUX2_"
 CONFIG_VARIABLE = "FLUX2_CONFIG"
 MIB = 1024 * 1024
 
 
+def _default_model(validated: dict[str, Any]) -> Path | None:
+    """Take the demonstration checkpoint where no folder of any model is given."""
+    return None if validated["models"] else DEMO_CHECKPOINT
+
+
 def _default_safety(validated: dict[str, Any]) -> SafetyRule:
     """Demand a checker, but for the checkpoint that can draw nothing to check for."""
-    return "off" if is_demo_checkpoint(validated["model"]) else "required"
+    folders = all_folders(validated["model"], validated["models"])
+    return "off" if all(map(is_demo_checkpoint, folders.values())) else "required"
 
 
 class Settings(BaseSettings):
@@ -48,9 +54,15 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: Path = Field(
-        DEMO_CHECKPOINT,
-        description="The diffusers folder of the model; the demonstration checkpoint if `none`.",
+    models: Annotated[Mapping[Model, Path], NoDecode] = Field(
+        default_factory=dict,
+        description="The diffusers folder of each model, as `NAME=FOLDER` separated by commas; "
+        "names are `dev`, `klein-4b`, `klein-9b`, `klein-4b-base` and `klein-9b-base`.",
+    )
+    model: Path | None = Field(
+        default_factory=_default_model,
+        description="Short for `dev=FOLDER` among `FLUX2_MODELS`; the demonstration checkpoint if "
+        "`none`, or if neither is given.",
     )
     data_dir: Path = Field(Path("data"), description="Queue, files, certificates and caches.")
     host: str = Field("127.0.0.1", description="The address to listen on.")
@@ -91,7 +103,17 @@ class Settings(BaseSettings):
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         ("auto",),
         min_length=1,
-        description="`cuda`, `cuda:1`, `cpu` or `auto`, separated by commas: a runner for each.",
+        description="`cuda`, `cuda:1`, `cpu` or `auto`, separated by commas: a runner for each. "
+        "`cuda:1=klein-4b` is kept for that model, `cuda:1=klein-4b+klein-9b` for these.",
+    )
+    overtake_jobs: int = Field(
+        16,
+        ge=0,
+        description="With several models: how many later requests, whose model is loaded, may be "
+        "made before one whose model is not.",
+    )
+    overtake_seconds: float = Field(
+        30, ge=0, description="For how long at most they may, before that model is loaded."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Number format of the weights: bfloat16 on CUDA, float32 on the CPU."
@@ -144,8 +166,8 @@ class Settings(BaseSettings):
     )
     safety_model: Path | None = Field(
         None,
-        description="The folder of the safety checker; by default `safety_checker` in the model "
-        "folder.",
+        description="The folder of the safety checker, one for all models; by default "
+        "`safety_checker` in the first model folder that has one.",
     )
     safety_threshold: float = Field(
         DEFAULT_THRESHOLD, gt=0, le=1, description="The least score that is flagged."
@@ -304,10 +326,37 @@ class Settings(BaseSettings):
         "info", description="Least severe log line that is written."
     )
 
+    @property
+    def folders(self) -> dict[Model, Path]:
+        """The folder of every model that this server has, [dev] first."""
+        return all_folders(self.model, self.models)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The runners: for each its device and the models that it may load."""
+        return tuple(read_place(entry, self.folders) for entry in self.devices)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _folders_have_names(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return read_folders(item for item in value.split(",") if item.strip())
+        return value
+
     @field_validator("model", mode="before")
     @classmethod
-    def _none_is_the_demonstration(cls, value: Any) -> Any:
+    def _none_is_the_demonstration(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take an empty text as if it was not given, so that an image's own can be taken back."""
+        if value in (None, "") and "models" in info.data:
+            return _default_model(info.data)
         return DEMO_CHECKPOINT if str(value).lower() == "none" else value
+
+    @field_validator("model")
+    @classmethod
+    def _dev_has_one_folder(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value and Model.DEV in info.data.get("models", {}):
+            raise ValueError("this is the folder of dev, which models has too; leave one out")
+        return value
 
     @field_validator("tls_port", "connect_port", mode="before")
     @classmethod
@@ -330,6 +379,16 @@ class Settings(BaseSettings):
     def _items_are_separated_by_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("devices")
+    @classmethod
+    def _every_model_has_a_device(
+        cls, value: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        if {"model", "models"} <= info.data.keys():  # else there is a mistake in these
+            served = all_folders(info.data["model"], info.data["models"])
+            check_places([read_place(entry, served) for entry in value], served)
         return value
 
     @field_validator("public_url")
@@ -361,50 +420,26 @@ def load_settings(
     environ = os.environ if environ is None else environ
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     config_file = given.pop("config", None) or environ.get(CONFIG_VARIABLE)
-    from_file = _read_toml(Path(config_file)) if config_file else {}
+    from_file = read_toml(Path(config_file)) if config_file else {}
     in_environ = [
         name.removeprefix(ENV_PREFIX).lower()
         for name in environ
         if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE
     ]
+    known = list(Settings.model_fields)
     mistakes = [
-        *_unknown_keys(from_file, f"{config_file}: ", str),
-        *_unknown_keys(in_environ, "", lambda key: ENV_PREFIX + key.upper()),
+        *unknown_keys(from_file, known, f"{config_file}: "),
+        *unknown_keys(in_environ, known, spell=lambda key: ENV_PREFIX + key.upper()),
     ]
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))
     try:
         return Settings(**{**from_file, **_read_environment(environ), **given})
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
-            for item in error.errors()
-            if item["type"] != "default_factory_not_called"  # for want of a value told of already
-        ]
-        raise ConfigurationError("\n".join(lines)) from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
+        raise ConfigurationError("\n".join(list_mistakes(error))) from error
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     source = EnvSettingsSource(Settings)
     source.env_vars = {key.lower(): value for key, value in environ.items()}
     return source()
-
-
-def _unknown_keys(keys: Iterable[str], prefix: str, spell: Any) -> list[str]:
-    known = list(Settings.model_fields)
-    mistakes = []
-    for key in keys:
-        if key in known:
-            continue
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-        mistakes.append(f"{prefix}unknown setting {spell(key)}; did you mean {spell(near[0])}?")
-    return mistakes

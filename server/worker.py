@@ -1,20 +1,27 @@
 """One runner at work: jobs are claimed as its device becomes free, each an attempt of its own.
 
+A runner that may load several models is given another one when it is that one's turn.
+
 While the images of one request are encoded and stored the next one is drawn, and no more than
 that: a worker never has more than two jobs, and so no more of their images in memory.
 """
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Sequence
 
 import structlog
 
+from pipelines.errors import ModelNotFoundError
+from pipelines.types import Model
 from server.attempts import STORAGE_RETRY_SECONDS, Attempt, Parts
 from server.jobs import Job
+from server.model_folders import check_whole
 from server.prefetch import Prefetcher
 from server.runners.connection import RunnerDiedError
 from server.runners.local import LocalRunner, RunnerLoadError, RunnerState
 from server.store import StoreUnavailableError
+from server.turns import LoadFailures, Peers, Turn, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -24,10 +31,18 @@ LONGEST_RESPAWN_SECONDS = 300.0
 
 
 class Worker:
-    """Keeps one runner alive and feeds it from the queue."""
+    """Keeps one runner alive and feeds it from the queue.
+
+    `peers` are the other workers; `on_change` is called when a model was loaded, or was not.
+    """
 
     def __init__(
-        self, parts: Parts, prefetcher: Prefetcher, runner: LocalRunner, name: str
+        self,
+        parts: Parts,
+        prefetcher: Prefetcher,
+        runner: LocalRunner,
+        name: str,
+        on_change: Callable[[], None],
     ) -> None:
         self._parts = parts
         self._prefetcher = prefetcher
@@ -39,15 +54,27 @@ class Worker:
         self._trouble: BaseException | None = None
         self._pause_seconds = FIRST_RESPAWN_SECONDS
         self._was_ready = False
+        self._is_switching = False
+        self._on_change = on_change
+        self._turns = Turns(parts.settings.overtake_jobs, parts.settings.overtake_seconds)
+        self.loading: Model | None = None
+        self.failures = LoadFailures()
+        self.peers: Sequence[Worker] = ()
         self.runner = runner
         self.runner.on_end = self.wake
         self.held = False
 
     @property
     def problem(self) -> str | None:
-        """Why this runner can make no image now, or None when it can."""
+        """Why this runner can make no image, or None when it can, if only with another model."""
         problems = [attempt.storage_problem for attempt in self._attempts.values()]
-        return next(filter(None, problems), None) or self.runner.problem
+        runner_problem = None if self._is_switching else self.runner.problem
+        return next(filter(None, problems), None) or runner_problem
+
+    @property
+    def loaded(self) -> Model | None:
+        """The model that is ready to make images, or None."""
+        return self.runner.model if self.runner.state is RunnerState.READY else None
 
     def start(self) -> None:
         """Begin to work; returns at once, before the pipeline is loaded."""
@@ -113,26 +140,101 @@ class Worker:
         if self._trouble:
             trouble, self._trouble = self._trouble, None
             raise trouble
-        if self.runner.state is RunnerState.STOPPED:
-            await self._start_runner()
-        job = await self._claim() if self._may_claim else None
-        if job:
-            self._begin(job)
+        loaded = self.loaded
+        if loaded is None:
+            await self._note_death()
+        turn = await self._find_turn() if loaded is None or self._may_claim else Turn()
+        if self.loaded is not loaded:
             return
-        await self._wake.wait()
-        if not self._attempts and self.runner.state is RunnerState.READY:
+        if turn.model and turn.model is loaded:
+            job = await self._claim(turn.model)
+            if job:
+                self._begin(job)
+            if job or len(self.runner.models) > 1:
+                return
+        elif turn.model and (loaded is None or not self._attempts):
+            await self._load(turn.model)
+            return
+        await self._wait_wake(turn.look_again_at)
+        if not self._attempts and self.loaded:
             self._pause_seconds = FIRST_RESPAWN_SECONDS
 
-    async def _start_runner(self) -> None:
+    async def _note_death(self) -> None:
+        """Raise `RunnerDiedError` once for each runner that was ready and is gone."""
         if self._was_ready:
             self._was_ready = False
             await self.runner.stop()
             error = RunnerDiedError(self.runner.problem)
             log.error("the runner died", reason=str(error))
             raise error
-        await self.runner.start()
-        self._was_ready = True
-        self._parts.metrics.runner(self._name, up=True, load_seconds=self.runner.load_seconds)
+
+    async def _find_turn(self) -> Turn:
+        """Return which model is to be served next, of those that may be loaded now."""
+        models, loaded = self.runner.models, self.loaded
+        if len(models) == 1:
+            return Turn(models[0])
+        heads = await self._parts.store.first_queued(models, self._prefetcher.ready())
+        now = self._parts.clock()
+        open_models = [m for m in models if m is loaded or self.failures.may_try(m, now)]
+        open_heads = [job for job in heads if job.model in open_models]
+        turn = self._turns.next(open_heads, loaded, self._peers, now)
+        if turn.model:
+            return turn
+        shut = {job.model for job in heads} - set(open_models)
+        moments = (turn.look_again_at, self.failures.next_try_at(shut))
+        again_at = min((moment for moment in moments if moment is not None), default=None)
+        if loaded or any(not self.failures.has_given_up(model, now) for model in shut):
+            return Turn(look_again_at=again_at)
+        return self._choose_idle(open_models)
+
+    def _choose_idle(self, models: Sequence[Model]) -> Turn:
+        """Choose what to load where nothing waits: what no other runner has, and what was here."""
+        if not models:
+            return Turn(look_again_at=self.failures.next_try_at(self.runner.models))
+        taken = {*self._peers.ready, *self._peers.loading}
+        return Turn(min(models, key=lambda model: (model in taken, model is not self.runner.model)))
+
+    @property
+    def _peers(self) -> Peers:
+        return Peers(
+            ready={peer.loaded for peer in self.peers if peer.loaded},
+            loading={peer.loading for peer in self.peers if peer.loading},
+        )
+
+    async def _load(self, model: Model) -> None:
+        """Start the runner, or start it anew with another model.
+
+        Raises `RunnerLoadError` or `RunnerDiedError` where it has no other model to turn to.
+        """
+        before, self.loading = self.loaded, model
+        self._is_switching = before is not None
+        try:
+            if before:
+                # So that nothing is given up for what cannot be had.
+                folder = self.runner.loads[model].options.model
+                await asyncio.to_thread(check_whole, model, folder)
+                log.info("switching", worker=self._name, loaded=before, model=model)
+                self._parts.metrics.switched(model)
+            self._was_ready = False
+            self._parts.metrics.runner(self._name, up=False)
+            await self.runner.start(model)
+        except (RunnerLoadError, RunnerDiedError, ModelNotFoundError) as error:
+            self._note_failure(model, error)
+            if len(self.runner.models) == 1:
+                raise
+        else:
+            self._was_ready = True
+            self.failures.succeeded(model)
+            self._parts.metrics.runner(self._name, up=True, load_seconds=self.runner.load_seconds)
+        finally:
+            self.loading, self._is_switching = None, False
+            self._on_change()
+
+    def _note_failure(self, model: Model, error: Exception) -> None:
+        seconds = self.failures.failed(model, str(error), self._parts.clock())
+        self._parts.metrics.load_failed(model)
+        if len(self.runner.models) > 1:
+            log.error("no model", model=model, reason=str(error), retry_seconds=seconds)
 
     @property
     def _may_claim(self) -> bool:
@@ -145,8 +247,10 @@ class Worker:
             and not any(a.holds_device or a.is_suspect or a.storage_problem for a in attempts)
         )
 
-    async def _claim(self) -> Job | None:
-        return await self._parts.store.claim(self._parts.clock(), self._prefetcher.ready())
+    async def _claim(self, model: Model) -> Job | None:
+        return await self._parts.store.claim(
+            self._parts.clock(), self._prefetcher.ready(), (model,)
+        )
 
     def _begin(self, job: Job) -> None:
         attempt = Attempt(self._parts, self._prefetcher, self.runner, job, self._note_free)
@@ -170,6 +274,12 @@ class Worker:
     async def _wait_attempts(self) -> None:
         while self._attempts:
             await asyncio.wait(set(self._attempts))
+
+    async def _wait_wake(self, until: float | None) -> None:
+        """Wait until something changes, or it is `until` on the server's clock."""
+        seconds = None if until is None else max(0.0, until - self._parts.clock())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not past the moment the server begins to stop."""

@@ -16,6 +16,7 @@ from pipelines.pictures import size_of
 from pipelines.types import (
     GenerationRequest,
     LoadOptions,
+    Model,
     OnLoadProgress,
     Pipeline,
     ignore_load_progress,
@@ -68,6 +69,17 @@ def order_of(receipt: Mapping[str, Any]) -> Order:
         return order
     settings = replace(order.settings, expand_prompt=False)
     return replace(order, prompt=receipt["prompt"], settings=settings)
+
+
+def model_of(receipt: Mapping[str, Any]) -> Model:
+    """Return which model made the images.
+
+    Raises `ConfigurationError` for a receipt whose endpoint this version does not know.
+    """
+    try:
+        return find_endpoint(receipt["endpoint_id"]).model
+    except FalError as error:
+        raise ConfigurationError(f"this version cannot make it again: {error}") from error
 
 
 def match_references(digests: Sequence[str | None], offered: Sequence[bytes]) -> list[bytes]:

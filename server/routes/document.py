@@ -59,7 +59,13 @@ def build_own_document(endpoints: Sequence[Endpoint], origin: str) -> Json:
         },
         "servers": [{"url": origin}],
         "security": [{"key": []}, {}],
-        "paths": {**paths, **storage_paths(), **file_paths(), **_requests(), **_others(endpoints)},
+        "paths": {
+            **paths,
+            **storage_paths(),
+            **file_paths(),
+            **_models_and_requests(),
+            **_others(endpoints),
+        },
         "components": {
             "securitySchemes": {
                 "key": {
@@ -173,9 +179,17 @@ def _kept(app_id: str, outputs: Json) -> Json:
     }
 
 
-def _requests() -> Json:
+def _models_and_requests() -> Json:
     base = "/v1/models/requests"
     texts = ("cursor", "start", "end", "status", "request_id", "expand", "sort_by")
+    listed = record(
+        models={"type": "array", "items": {"type": "object"}},
+        next_cursor={"type": ["string", "null"]},
+        has_more={"type": "boolean"},
+        object={"const": "list"},
+        data={"type": "array", "items": {"type": "object"}},
+    )
+    searched = ("endpoint_id", "q", "category", "status", "expand", "cursor")
     page = record(
         items={"type": "array", "items": {"type": "object"}},
         next_cursor={"type": ["string", "null"]},
@@ -185,6 +199,16 @@ def _requests() -> Json:
     endpoint_id = parameter("query", "endpoint_id", TEXT, "Of which endpoints.", required=True)
     limit: Json = {"type": "integer", "minimum": 1, "maximum": 100}
     return {
+        "/v1/models": {
+            "get": operation(
+                "list models",
+                "All endpoints, with whether each is loaded, can be, or is missing.",
+                {200: answer("One page.", listed)},
+                (404, 422),
+                tags=["server"],
+                parameters=[parameter("query", name, TEXT, "As on fal.") for name in searched],
+            )
+        },
         f"{base}/by-endpoint": {
             "get": operation(
                 "list requests",

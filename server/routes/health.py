@@ -43,7 +43,11 @@ def make_router(
         body = {
             "status": "not ready" if problem else "ready",
             "reason": problem,
-            "model": settings.model.name,
+            "model": ", ".join(folder.name for folder in settings.folders.values()),
+            "models": {
+                model: {"state": state.word, "reason": state.reason}
+                for model, state in dispatcher.model_states.items()
+            },
             "pipelines": dispatcher.descriptions,
             "loading": [_loading(runner) for runner in dispatcher.loading],
             "safety": settings.safety,

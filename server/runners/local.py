@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import metadata
 
 import structlog
 
-from pipelines.types import GenerationRequest, Stage
+from pipelines.types import GenerationRequest, Model, Stage
 from server.children import spawn
 from server.runners.connection import Connection, RunnerAbsentError, RunnerDiedError
 from server.runners.messages import (
@@ -87,14 +87,16 @@ class Generated:
 
 
 class LocalRunner:
-    """Starts, feeds, cancels and stops one child process.
+    """Starts, feeds, cancels and stops one child process, which has one of some models loaded.
 
-    It draws one request at a time, but the next `run` may begin as soon as the last one has told
+    Another model means another child: nothing of the one before can be left in its memory. It
+    draws one request at a time, but the next `run` may begin as soon as the last one has told
     that it is drawn: its images are encoded meanwhile. `on_end` is called when the child is gone.
     """
 
-    def __init__(self, load: Load, limits: Limits) -> None:
-        self._load = load
+    def __init__(self, loads: Mapping[Model, Load], limits: Limits) -> None:
+        self.loads = loads
+        self.model = next(iter(loads))
         self._limits = limits
         self._usual_step_seconds = 0.0
         self._connection: Connection | None = None
@@ -103,6 +105,11 @@ class LocalRunner:
         self.loading: Loading | None = None
         self.description: str | None = None
         self.load_seconds = 0.0
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """What it may load; `model` is the one that is, or was last, or will be first."""
+        return tuple(self.loads)
 
     @property
     def state(self) -> RunnerState:
@@ -124,11 +131,15 @@ class LocalRunner:
         connection = self._connection
         return connection.pid if connection and connection.alive else None
 
-    async def start(self) -> None:
-        """Start the child and wait until its pipeline is loaded.
+    async def start(self, model: Model | None = None) -> None:
+        """Start the child, after the one before has ended, and wait until its pipeline is loaded.
 
-        Raises `RunnerLoadError` or `RunnerDiedError`; there is no child then.
+        That of `model`, or without one the same again. Raises `RunnerLoadError` or
+        `RunnerDiedError`; there is no child then.
         """
+        if model and model is not self.model:
+            self.model = model
+            self._usual_step_seconds = 0.0
         self.loading = Loading(stage=FIRST_STAGE, fraction=0.0)
         try:
             await self.stop()  # the device is free only when the last child is gone
@@ -150,6 +161,7 @@ class LocalRunner:
         log.info(
             "runner ready",
             pid=self.pid,
+            model=self.model,
             load_seconds=ready.load_seconds,
             pipeline=ready.description,
         )
@@ -240,7 +252,7 @@ class LocalRunner:
     async def _wait_loaded(self, connection: Connection) -> Ready:
         """Give the order to load, and keep the newest word about it until it is done."""
         with connection.inbox(None) as inbox:
-            await connection.send(self._load)
+            await connection.send(self.loads[self.model])
             while True:
                 message, _ = await inbox.receive(self._limits.load_seconds)
                 if isinstance(message, Ready):

@@ -1,9 +1,9 @@
 -- name: insert_job
 INSERT INTO jobs (
-    request_id, endpoint_id, owner, origin, created_at, priority, needs, start_by, no_retry,
+    request_id, endpoint_id, model, owner, origin, created_at, priority, needs, start_by, no_retry,
     keep_payload, file_seconds, file_acl, webhook_url, status, attempts, runner_deaths, cancel_requested
 ) VALUES (
-    :request_id, :endpoint_id, :owner, :origin, :created_at, :priority, :needs, :start_by,
+    :request_id, :endpoint_id, :model, :owner, :origin, :created_at, :priority, :needs, :start_by,
     :no_retry, :keep_payload, :file_seconds, :file_acl, :webhook_url, :status, :attempts, :runner_deaths,
     :cancel_requested
 );
@@ -18,29 +18,32 @@ SELECT body FROM inputs WHERE request_id = :request_id;
 SELECT * FROM jobs WHERE request_id = :request_id;
 
 -- name: next_queued
--- The first of those that need nothing and those whose needs are met: two steps in the index, and
--- one for each of the few prepared ones, however many wait.
-SELECT * FROM jobs WHERE seq = (
-    SELECT seq FROM (
-        SELECT priority, seq FROM (
-            SELECT priority, seq FROM jobs WHERE status = 'IN_QUEUE' AND needs = 0
-            ORDER BY priority, seq LIMIT 1
-        )
-        UNION ALL
-        SELECT priority, seq FROM jobs
-        WHERE request_id IN (SELECT value FROM json_each(:prepared)) AND status = 'IN_QUEUE'
-    ) ORDER BY priority, seq LIMIT 1
-);
+-- Of each of the models the first that needs nothing, and those whose needs are met: a step in the
+-- index for each model, and one for each of the few prepared ones, however many wait.
+SELECT jobs.* FROM (
+    SELECT (
+        SELECT seq FROM jobs
+        WHERE status = 'IN_QUEUE' AND needs = 0 AND model = wanted.value
+        ORDER BY priority, seq LIMIT 1
+    ) AS seq FROM json_each(:models) AS wanted
+    UNION ALL
+    SELECT seq FROM jobs
+    WHERE request_id IN (SELECT value FROM json_each(:prepared)) AND status = 'IN_QUEUE'
+        AND model IN (SELECT value FROM json_each(:models))
+) AS first JOIN jobs ON jobs.seq = first.seq
+ORDER BY jobs.priority, jobs.seq LIMIT :limit;
 
 -- name: next_in_need
 -- What to prepare next: urgent before old, and owners in turns, so that nobody's backlog can hide
 -- another's: jumps from one owner to the next in the index instead of reading every row.
 WITH RECURSIVE owners (owner) AS (
-    SELECT min(owner) FROM jobs WHERE status = 'IN_QUEUE' AND needs > 0 AND needs = :needs
+    SELECT min(owner) FROM jobs
+    WHERE status = 'IN_QUEUE' AND model = :model AND needs > 0 AND needs = :needs
     UNION ALL
     SELECT (
         SELECT min(jobs.owner) FROM jobs
-        WHERE status = 'IN_QUEUE' AND needs > 0 AND needs = :needs AND jobs.owner > owners.owner
+        WHERE status = 'IN_QUEUE' AND model = :model AND needs > 0 AND needs = :needs
+            AND jobs.owner > owners.owner
     ) FROM owners WHERE owners.owner IS NOT NULL
 ),
 first AS (
@@ -49,7 +52,8 @@ first AS (
     ) AS turn
     FROM owners JOIN jobs ON jobs.seq IN (
         SELECT seq FROM jobs
-        WHERE status = 'IN_QUEUE' AND needs > 0 AND needs = :needs AND owner = owners.owner
+        WHERE status = 'IN_QUEUE' AND model = :model AND needs > 0 AND needs = :needs
+            AND owner = owners.owner
         ORDER BY priority, seq LIMIT :limit
     )
 )
@@ -64,7 +68,12 @@ SELECT * FROM jobs WHERE status = 'IN_PROGRESS' ORDER BY seq;
 
 -- name: oldest_queued_at
 SELECT created_at FROM jobs
-WHERE status = 'IN_QUEUE' AND needs = :needs AND priority = :priority ORDER BY seq LIMIT 1;
+WHERE status = 'IN_QUEUE' AND model = :model AND needs = :needs AND priority = :priority
+ORDER BY seq LIMIT 1;
+
+-- name: queued_of_model
+SELECT request_id FROM jobs
+WHERE status = 'IN_QUEUE' AND needs IN (0, 1, 2) AND model = :model LIMIT :limit;
 
 -- name: missed_starts
 SELECT request_id FROM jobs

@@ -4,6 +4,7 @@ import sqlite3
 from dataclasses import asdict
 from typing import Any
 
+from pipelines.types import Model
 from server.jobs import Job, JobStatus, Need, Outcome, Priority, StoredFile
 
 OUTCOME_COLUMNS = (
@@ -46,6 +47,7 @@ def job_of(row: sqlite3.Row, files: tuple[StoredFile, ...] = ()) -> Job:
     return Job(
         request_id=row["request_id"],
         endpoint_id=row["endpoint_id"],
+        model=Model(row["model"]),
         owner=row["owner"],
         origin=row["origin"],
         created_at=row["created_at"],

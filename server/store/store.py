@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from pipelines.types import Model
 from server import jobs
 from server.jobs import Job, Need, Priority, StoredFile
 from server.payloads import webhook_body
@@ -90,12 +91,35 @@ class Store(Database):
         changes = await self.write(write, self._follow)
         return changes[0][1] if changes else None
 
-    async def claim(self, now: float, prepared: Collection[str] = ()) -> Job | None:
-        """Claim the next queued job, urgent before old, or return None when there is none.
+    async def first_queued(
+        self, models: Collection[Model], prepared: Collection[str] = ()
+    ) -> list[Job]:
+        """Return the first queued job of each of these models, those claimed before others first.
+
+        Of those that need something only the `prepared` ones, given by their ids, count.
+        """
+        parameters = _next_queued(models, prepared, limit=-1)
+
+        def read(connection: sqlite3.Connection) -> list[Job]:
+            firsts: dict[str, Job] = {}
+            for row in connection.execute(self._queries["next_queued"], parameters):
+                if row["model"] not in firsts:
+                    firsts[row["model"]] = job_of(row)
+            return list(firsts.values())
+
+        return await self.read(read) if len(self.backlog) else []
+
+    async def claim(
+        self,
+        now: float,
+        prepared: Collection[str] = (),
+        models: Collection[Model] = tuple(Model),
+    ) -> Job | None:
+        """Claim the next queued job of these models, urgent before old; None when there is none.
 
         Of those that need something only the `prepared` ones, given by their ids, are claimed.
         """
-        parameters = {"prepared": json.dumps(list(prepared))}
+        parameters = _next_queued(models, prepared, limit=1)
 
         def write(connection: sqlite3.Connection) -> list[Change]:
             row = connection.execute(self._queries["next_queued"], parameters).fetchone()
@@ -108,9 +132,13 @@ class Store(Database):
         changes = await self.write(write, self._follow)
         return changes[0][1] if changes else None
 
-    async def next_in_need(self, needs: Need, limit: int) -> list[Job]:
-        """Return the queued jobs to prepare next: urgent before old, their owners in turns."""
-        parameters = {"needs": needs, "limit": limit}
+    async def queued_of_model(self, model: Model, limit: int = 100) -> list[str]:
+        """Return the ids of some queued jobs of a model."""
+        return await self._read_column("queued_of_model", {"model": model, "limit": limit})
+
+    async def next_in_need(self, model: Model, needs: Need, limit: int) -> list[Job]:
+        """Return a model's queued jobs to prepare next: urgent before old, owners in turns."""
+        parameters = {"model": model, "needs": needs, "limit": limit}
 
         def read(connection: sqlite3.Connection) -> list[Job]:
             return [
@@ -145,11 +173,19 @@ class Store(Database):
 
     async def oldest_queued_at(self) -> float | None:
         """Return when the job that waits longest was accepted."""
-        moments = [
-            await self._read_value("oldest_queued_at", {"needs": needs, "priority": priority})
-            for needs, priority in itertools.product(Need, Priority)
-        ]
-        return min((moment for moment in moments if moment is not None), default=None)
+        query = self._queries["oldest_queued_at"]
+
+        def read(connection: sqlite3.Connection) -> float | None:
+            moments = [
+                float(moment)
+                for model, needs, priority in itertools.product(Model, Need, Priority)
+                for (moment,) in connection.execute(
+                    query, {"model": model, "needs": needs, "priority": priority}
+                )
+            ]
+            return min(moments, default=None)
+
+        return await self.read(read)
 
     async def latest_moment(self) -> float | None:
         """Return the time of the newest change that is stored."""
@@ -290,3 +326,14 @@ class Store(Database):
         for row in erased[1]:
             if row["is_upload"]:
                 self.usage.remove(row["owner"], disk_bytes(row["size_bytes"]))
+
+
+def _next_queued(
+    models: Collection[Model], prepared: Collection[str], limit: int
+) -> dict[str, object]:
+    """Return the parameters of `next_queued`; a negative limit is none."""
+    return {
+        "models": json.dumps(list(models)),
+        "prepared": json.dumps(list(prepared)),
+        "limit": limit,
+    }

@@ -23,6 +23,7 @@ LABELS = {
     "acceleration": {"none", "regular", "high"},
     "precision": {"float32", "bfloat16", "fp8", "int8"},
     "flash": {"no", "yes"},
+    "model": {"dev", "klein-4b", "klein-9b", "klein-4b-base", "klein-9b-base"},
     "reason": {"unchecked", "ok", "nsfw", "ok_second_look", "nsfw_second_look"},
 }
 """Every label there is, and every value it may have."""
@@ -42,6 +43,8 @@ NAMES = {
     "flux2_webhook_attempts",
     "flux2_worker_up",
     "flux2_model_load_seconds",
+    "flux2_model_switches",
+    "flux2_model_load_failures",
 }
 """What dashboards and alerts are built on; there may be more."""
 

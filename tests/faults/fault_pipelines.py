@@ -216,6 +216,16 @@ def gradual(options: Any, on_progress: OnLoadProgress) -> tuple[FaultPipeline, s
     return FaultPipeline(), "a fault pipeline, bit by bit"
 
 
+def by_folder(options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
+    """Load what the model's folder says: not while it has `held`, and not at all with `broken`."""
+    folder, pause = Path(options.model), threading.Event()
+    while (folder / "held").exists():
+        pause.wait(0.002)
+    if (folder / "broken").exists():
+        raise ModelNotFoundError(f"{folder / 'broken'}: there")
+    return FaultPipeline(), f"a fault pipeline of {folder.name}"
+
+
 def describe_environment(_options: Any, _on_progress: OnLoadProgress) -> tuple[FaultPipeline, str]:
     """Load at once, and describe the environment the runner was started with."""
     return FaultPipeline(), json.dumps(dict(os.environ))

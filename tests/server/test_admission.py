@@ -5,10 +5,12 @@ import math
 import shutil
 from collections import namedtuple
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.types import Model
 from server.admission import Admission, Wishes, disk_problem
 from server.catalogue import find_endpoint
 from server.errors import RequestError
@@ -170,3 +172,26 @@ async def test_requests_a_minute(settings: Settings, store: Store) -> None:
     keyed.clock.now += 15.001
     assert await keyed.send(caller) is None
     assert await keyed.send(caller) is not None
+
+
+async def test_a_model_that_is_not_here_is_told_at_the_door(
+    make_settings: MakeSettings, store: Store, tmp_path: Path
+) -> None:
+    """Nothing waits for what will never come; where the model is, the job is its own."""
+    klein = find_endpoint("fal-ai/flux-2/klein/4b")
+    admission = Admission(make_settings(), store, lambda: NOW, lambda _: None)
+    with pytest.raises(RequestError, match="does not have the model klein-4b, only dev") as caught:
+        admission.find_endpoint(klein.id)
+    assert caught.value.status == 404
+    with pytest.raises(RequestError, match="klein-4b") as caught:
+        await admission.accept(Caller(), klein, {}, "http://box", Wishes())
+    assert caught.value.status == 404
+    assert len(store.backlog) == 0
+    settings = make_settings(model=None, models={Model.KLEIN_4B: tmp_path})
+    admission = Admission(settings, store, lambda: NOW, lambda _: None)
+    job = await admission.accept(
+        Caller(), admission.find_endpoint(klein.id), {}, "http://box", Wishes()
+    )
+    assert job.model is Model.KLEIN_4B
+    with pytest.raises(RequestError, match="does not have the model dev, only klein-4b"):
+        admission.find_endpoint("fal-ai/flux-2")

@@ -13,6 +13,7 @@ import pytest
 import server.prefetch
 from server.admission import Wishes
 from server.attempts import Parts
+from server.catalogue import find_endpoint
 from server.clock import SteadyClock
 from server.dispatcher import Dispatcher
 from server.errors import UnknownRequestError
@@ -58,16 +59,23 @@ class Box:
         self.dispatcher = Dispatcher(self.parts, self.runners)
 
     async def submit(
-        self, request_id: str, prompt: str, wishes: Wishes | None = None, **fields: Any
+        self,
+        request_id: str,
+        prompt: str,
+        wishes: Wishes | None = None,
+        endpoint_id: str | None = None,
+        **fields: Any,
     ) -> None:
         """Put a request into the queue and wake the dispatcher."""
         body = {"prompt": prompt, "image_size": "square", "seed": 1, **fields}
         wishes = wishes or Wishes()
         now = self.clock()
         urls = fields.get("image_urls", ())
+        endpoint_id = endpoint_id or ("fal-ai/flux-2/flash/edit" if urls else "fal-ai/flux-2")
         job = Job(
             request_id=request_id,
-            endpoint_id="fal-ai/flux-2/flash/edit" if urls else "fal-ai/flux-2",
+            endpoint_id=endpoint_id,
+            model=find_endpoint(endpoint_id).model,
             owner="local",
             origin="http://box",
             input=json.dumps(body),

@@ -25,6 +25,8 @@ FAMILIES = {
     "flux2_stage_seconds": ("histogram", {"stage"}),
     "flux2_step_seconds": ("histogram", set()),
     "flux2_model_load_seconds": ("histogram", set()),
+    "flux2_model_switches": ("counter", {"model"}),
+    "flux2_model_load_failures": ("counter", {"model"}),
     "flux2_jobs": ("counter", {"outcome"}),
     "flux2_images": ("counter", {"acceleration", "precision", "flash"}),
     "flux2_safety_verdicts": ("counter", {"reason"}),

@@ -53,8 +53,8 @@ def test_what_a_model_serves_needs_that_model() -> None:
     alone = Offer({Model.KLEIN_4B}, ())
     assert alone.find(KLEIN).model is Model.KLEIN_4B
     assert {endpoint.model for endpoint in alone.endpoints} == {Model.KLEIN_4B}
-    assert "no weights" in refusal(alone, "fal-ai/flux-2")
-    assert "no weights of klein-4b" in refusal(Offer({Model.DEV}, ()), KLEIN)
+    assert "FLUX2_MODELS=dev=FOLDER" in refusal(alone, "fal-ai/flux-2")
+    assert "FLUX2_MODELS=klein-4b=FOLDER" in refusal(Offer({Model.DEV}, ()), KLEIN)
 
 
 def test_what_fal_does_not_have_either_is_told_in_its_words() -> None:

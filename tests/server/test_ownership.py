@@ -28,6 +28,7 @@ pytestmark = pytest.mark.anyio
 WAIT_SECONDS = 30
 FORBID = {"x-fal-object-lifecycle-preference": '{"initial_acl": {"default": "forbid"}}'}
 LISTING = "/v1/models/requests/by-endpoint"
+MODELS = "/v1/models"
 
 OPEN = {
     "/health",
@@ -42,7 +43,8 @@ TICKETED = ("/uploads/", "/files/upload", "/files/{name}/multipart/")
 """What begins so wants a ticket, or a key, and says so itself: 401 or 403."""
 
 UNOWNED = ("/metrics", "/{endpoint_id:path}", "/queue/{endpoint_id:path}", "/rest/", LISTING)
-"""What begins so is closed, but names nothing of anybody's; the listing has its own test."""
+"""What begins so is closed, but names nothing of anybody's, as the list of models; the listing has
+its own test."""
 
 ADDRESSES = (f"198.51.{high}.{low}" for high, low in itertools.product(range(256), repeat=2))
 """A fresh one for each wrong key, or the slowing of guesses would be all that is seen."""
@@ -135,7 +137,7 @@ def seen(answer: httpx2.Response) -> tuple[int, bytes, dict[str, str]]:
 async def test_every_route_is_in_the_matrix(box: Box) -> None:
     """A route is open, names nothing of anybody's, names a request, or serves a file."""
     for _, template in routes_of(box.app):
-        known = template in OPEN | FILES or template.startswith((*TICKETED, *UNOWNED))
+        known = template in OPEN | FILES | {MODELS} or template.startswith((*TICKETED, *UNOWNED))
         known = known or "{request_id}" in template
         assert known, f"{template}: whose is it, and who may use it?"
 

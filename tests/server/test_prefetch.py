@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import server.prefetch
+from pipelines.types import Model
 from server import jobs
 from server.errors import FalError
 from server.files import FileStore
@@ -39,7 +40,8 @@ class Head:
         self.changed = asyncio.Event()
         places = {Need.DECODING: DECODING, Need.FETCHING: FETCHING}
         self.prefetcher = Prefetcher(
-            self.store, self.inputs, places, self.changed.set, self.on_failed
+            *(self.store, self.inputs, places, self.changed.set, self.on_failed),
+            models=(Model.DEV, Model.KLEIN_4B),
         )
 
     async def on_failed(self, job: Job, error: FalError | None) -> None:
@@ -54,14 +56,17 @@ class Head:
         *urls: str,
         owner: str = "local",
         priority: Priority = Priority.NORMAL,
+        model: Model = Model.DEV,
     ) -> None:
         """Put a request with these images into the queue; without any it needs none."""
         needs = Need.FETCHING if any("://" in url for url in urls) else Need.DECODING
         kind = "flux-2/flash/edit" if urls else "flux-2"
+        kind = kind if model is Model.DEV else "flux-2/klein/4b/edit"
         await self.store.insert(
             Job(
                 request_id=request_id,
                 endpoint_id=f"fal-ai/{kind}",
+                model=model,
                 owner=owner,
                 origin="http://box",
                 input=json.dumps({"prompt": "x", "image_urls": urls}),
@@ -157,6 +162,18 @@ async def test_nobody_waits_for_a_slow_host_but_its_own_kind(head: Head) -> None
     assert late.request_id == "slow0"
 
 
+async def test_a_model_that_waits_leaves_the_others_their_places(head: Head) -> None:
+    """However many requests are ready for one that nobody has loaded, the other's are prepared."""
+    for number in range(3 * DECODING):
+        await head.submit(f"klein{number}", IMAGE, model=Model.KLEIN_4B)
+    await head.until_ready(*(f"klein{number}" for number in range(DECODING)))
+    await head.submit("dev", IMAGE)
+    await head.until_ready("dev", *(f"klein{number}" for number in range(DECODING)))
+    job = await head.store.claim(2.0, head.prefetcher.ready(), (Model.DEV,))
+    assert job is not None
+    assert job.request_id == "dev"
+
+
 async def test_what_is_ready_goes_in_the_order_of_the_queue(head: Head) -> None:
     """Urgent before old, old before new, with images or without."""
     await head.submit("low", IMAGE, priority=Priority.LOW)
@@ -224,8 +241,8 @@ async def test_a_job_that_ends_while_the_store_is_asked_is_not_begun(
     """The answer is older than its end; nobody would ever give it up."""
     ask, asked = head.store.next_in_need, asyncio.Event()
 
-    async def end_meanwhile(needs: Need, limit: int) -> list[Job]:
-        found = await ask(needs, limit)
+    async def end_meanwhile(model: Model, needs: Need, limit: int) -> list[Job]:
+        found = await ask(model, needs, limit)
         for job in found:
             if job.request_id == "gone":
                 await head.end("gone")
@@ -315,12 +332,12 @@ async def test_a_store_that_refuses_is_asked_again(
     """A locked database costs time and no job."""
     ask, refusals = head.store.next_in_need, 3
 
-    async def refuse_thrice(needs: Need, limit: int) -> list[Job]:
+    async def refuse_thrice(model: Model, needs: Need, limit: int) -> list[Job]:
         nonlocal refusals
         refusals -= 1
         if refusals >= 0:
             raise StoreUnavailableError("database is locked")
-        return await ask(needs, limit)
+        return await ask(model, needs, limit)
 
     monkeypatch.setattr(head.store, "next_in_need", refuse_thrice)
     await head.submit("a", IMAGE)

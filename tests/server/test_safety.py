@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.types import SafetyOptions
+from pipelines.types import Model, SafetyOptions
 from server.catalogue import CATALOGUE
 from server.denylist import DenyList
 from server.errors import ConfigurationError, InputError, RequestError
@@ -83,6 +83,28 @@ def test_the_matrix_of_starting(
         assert ("no such folder" if state == "absent" else "cut short") in told
 
 
+def test_one_checker_looks_at_the_images_of_all_models(
+    make_settings: MakeSettings, model: Path, tmp_path: Path
+) -> None:
+    """The first that lies in a model's folder; where there is none, all places are named."""
+    folders = {Model.DEV: tmp_path / "dev", Model.KLEIN_4B: model}
+    settings = make_settings(model=None, models=folders, safety="required")
+    checker = find_checker(settings)
+    assert checker is not None
+    assert checker.path == model / "safety_checker"
+    loads = make_runner(settings, "cpu").loads
+    for name, folder in folders.items():
+        options = loads[name].options
+        assert options.model == folder
+        assert options.safety is not None
+        assert options.safety.folder == model / "safety_checker"
+    shutil.rmtree(model / "safety_checker")
+    with pytest.raises(ConfigurationError) as caught:
+        find_checker(settings)
+    for folder in folders.values():
+        assert str(folder / "safety_checker") in str(caught.value)
+
+
 def test_the_runner_is_told_what_the_settings_say(model: Path, tmp_path: Path) -> None:
     """Another folder, labels, threshold, references, quarantine: each from its own variable."""
     elsewhere = (model / "safety_checker").rename(tmp_path / "elsewhere")
@@ -107,7 +129,7 @@ def test_the_runner_is_told_what_the_settings_say(model: Path, tmp_path: Path) -
         quarantine=tmp_path / "blocked",
     )
     assert safety_options(settings) == expected
-    order = make_runner(settings, "cpu")._load
+    order = make_runner(settings, "cpu").loads[Model.DEV]
     assert order.options.safety == expected
     assert TO_RUNNER.validate_json(TO_RUNNER.dump_json(order)) == order
     with pytest.raises(ConfigurationError, match="no label porn"):

@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.demonstration import DEMO_CHECKPOINT
+from pipelines.types import Model
 from server.errors import ConfigurationError
+from server.placement import Place
 from server.settings import Settings, load_settings
 
 
@@ -116,3 +118,80 @@ def test_the_environment_of_the_process_is_read_only_when_asked(
     monkeypatch.setenv("FLUX2_PORT", "4444")
     assert Settings().port == 8000
     assert load_settings().port == 4444
+
+
+DEV, K4, K9 = Model.DEV, Model.KLEIN_4B, Model.KLEIN_9B
+
+
+@pytest.mark.parametrize(
+    ("environ", "folders"),
+    [
+        ({}, {DEV: DEMO_CHECKPOINT}),
+        ({"FLUX2_MODEL": ""}, {DEV: DEMO_CHECKPOINT}),
+        ({"FLUX2_MODEL": "/d"}, {DEV: Path("/d")}),
+        ({"FLUX2_MODELS": "klein-4b=/k"}, {K4: Path("/k")}),
+        ({"FLUX2_MODEL": "", "FLUX2_MODELS": "klein-4b=/k"}, {K4: Path("/k")}),
+        (
+            {"FLUX2_MODEL": "/d", "FLUX2_MODELS": "klein-9b=/n, klein-4b=/a=b"},
+            {DEV: Path("/d"), K9: Path("/n"), K4: Path("/a=b")},
+        ),
+        ({"FLUX2_MODELS": "dev=/d"}, {DEV: Path("/d")}),
+        (
+            {"FLUX2_MODEL": "none", "FLUX2_MODELS": "klein-4b=/k"},
+            {DEV: DEMO_CHECKPOINT, K4: Path("/k")},
+        ),
+    ],
+)
+def test_which_models_there_are(environ: dict[str, str], folders: dict[Model, Path]) -> None:
+    """A box without [dev] is told so by naming others; an image's own default can be taken back."""
+    settings = load_settings({}, environ)
+    assert settings.folders == folders
+    demonstration = list(folders.values()) == [DEMO_CHECKPOINT]
+    assert settings.safety == ("off" if demonstration else "required")
+
+
+def test_models_of_a_file(tmp_path: Path) -> None:
+    """In TOML they are a table."""
+    path = tmp_path / "box.toml"
+    path.write_text('[models]\nklein-4b = "/k"\n', encoding="utf-8")
+    assert load_settings({"config": path}, {}).folders == {K4: Path("/k")}
+
+
+def test_which_device_serves_which_model() -> None:
+    """A pinned one what it is kept for, the others all, in the order of the folders."""
+    environ = {
+        "FLUX2_MODEL": "/d",
+        "FLUX2_MODELS": "klein-4b=/k,klein-9b=/n",
+        "FLUX2_DEVICES": "cuda:0=dev, cuda:1=klein-9b+klein-4b, cpu",
+    }
+    assert load_settings({}, environ).places == (
+        Place("cuda:0", (DEV,)),
+        Place("cuda:1", (K9, K4)),
+        Place("cpu", (DEV, K4, K9)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "words"),
+    [
+        ({"FLUX2_MODELS": "klein=/k"}, "models", "klein-9b-base"),
+        ({"FLUX2_MODELS": "/k"}, "models", "is not NAME=FOLDER"),
+        ({"FLUX2_MODELS": "klein-4b="}, "models", "is not NAME=FOLDER"),
+        ({"FLUX2_MODELS": "klein-4b=/k,klein-4b=/l"}, "models", "two folders"),
+        ({"FLUX2_MODEL": "/d", "FLUX2_MODELS": "dev=/e"}, "model", "leave one out"),
+        ({"FLUX2_DEVICES": "cuda:0=klein-4b"}, "devices", "klein-4b has no folder"),
+        (
+            {"FLUX2_MODELS": "dev=/d,klein-4b=/k", "FLUX2_DEVICES": "cuda=dev"},
+            "devices",
+            "no device serves klein-4b",
+        ),
+    ],
+)
+def test_mistakes_about_models(environ: dict[str, str], name: str, words: str) -> None:
+    """Each is told with its place, and no other setting is repeated with it."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, {**environ, "FLUX2_API_KEY": "id:secret"})
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{name}: ")
+    assert words in line
+    assert "secret" not in line

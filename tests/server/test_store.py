@@ -2,14 +2,25 @@
 
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipelines.types import Model
 from server import jobs
-from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome, StoredFile
+from server.jobs import (
+    IllegalTransitionError,
+    Job,
+    JobStatus,
+    Need,
+    Outcome,
+    Priority,
+    StoredFile,
+)
 from server.store import Store, StoreLockedError
+from tests.faults.migrate_stepwise import make_database
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +36,17 @@ OUTCOME = Outcome(
     logs='[{"message": "x"}]',
     files=(FILE,),
 )
+
+
+STEPS = {
+    "next_queued": ["jobs_queued (needs=? AND model=?)"],
+    "queued_of_model": ["jobs_queued (needs=? AND model=?)"],
+    "next_in_need": [
+        "jobs_in_need (needs=? AND model=? AND owner>?)",
+        "jobs_in_need (needs=? AND model=? AND owner=?)",
+    ],
+}
+"""Where a shorter way into an index would read the rows of other models, or of other owners."""
 
 
 def make_job(request_id: str) -> Job:
@@ -91,6 +113,50 @@ async def test_claims_follow_the_order_of_acceptance(store: Store) -> None:
     again = await store.claim(3.0)
     assert again is not None
     assert (again.request_id, again.attempts) == ("a", 2)
+
+
+async def test_claims_of_some_models(store: Store) -> None:
+    """Each is claimed in its own order, whatever waits for others; places stay those of all."""
+    await store.insert(replace(make_job("a"), priority=Priority.LOW))
+    await store.insert(replace(make_job("b"), model=Model.KLEIN_4B))
+    await store.insert(make_job("c"))
+    await store.insert(replace(make_job("d"), model=Model.KLEIN_4B, needs=Need.FETCHING))
+    await store.insert(replace(make_job("e"), needs=Need.FETCHING))
+    both = (Model.DEV, Model.KLEIN_4B)
+
+    async def firsts(*models: Model, prepared: tuple[str, ...] = ()) -> list[str]:
+        return [job.request_id for job in await store.first_queued(models, prepared)]
+
+    assert await firsts(*both) == ["b", "c"]
+    assert await firsts(Model.DEV) == ["c"]
+    assert await firsts(Model.KLEIN_9B) == []
+    assert await places(store, "abc") == [4, 0, 1]
+    assert await store.claim(2.0, (), (Model.KLEIN_9B,)) is None
+    claimed = await store.claim(2.0, (), (Model.DEV,))
+    assert claimed is not None
+    assert (claimed.request_id, claimed.model) == ("c", Model.DEV)
+    assert await firsts(*both) == ["b", "a"]
+    assert await firsts(*both, prepared=("e", "d")) == ["b", "e"]
+    await store.claim(2.0)
+    assert await firsts(*both, prepared=("e", "d")) == ["d", "e"]
+    assert await store.queued_of_model(Model.KLEIN_4B) == ["d"]
+
+
+async def test_a_job_of_before_is_of_dev(tmp_path: Path) -> None:
+    """What was accepted when there was one model is claimed for it after the upgrade."""
+    make_database(tmp_path / "queue.sqlite3", 6)
+    with closing(sqlite3.connect(tmp_path / "queue.sqlite3")) as database, database:
+        database.execute(
+            "INSERT INTO jobs (request_id, endpoint_id, origin, status, attempts, runner_deaths,"
+            " cancel_requested, created_at) VALUES ('old', 'fal-ai/flux-2/flash', 'http://box',"
+            " 'IN_QUEUE', 0, 0, 0, 1.0)"
+        )
+    store = Store(tmp_path)
+    await store.open()
+    job = await store.claim(2.0, (), (Model.DEV,))
+    await store.close()
+    assert job is not None
+    assert (job.request_id, job.model) == ("old", Model.DEV)
 
 
 async def test_a_refused_transition_changes_nothing(store: Store) -> None:
@@ -178,7 +244,7 @@ async def test_the_log_is_synced_at_every_commit(store: Store, tmp_path: Path) -
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
     other = sqlite3.connect(tmp_path / "queue.sqlite3")
     assert other.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert other.execute("PRAGMA user_version").fetchone()[0] == 6
+    assert other.execute("PRAGMA user_version").fetchone()[0] == 7
     other.close()
 
 
@@ -189,6 +255,8 @@ async def test_claim_uses_the_index(store: Store, tmp_path: Path) -> None:
     for name in (
         "next_queued",
         "next_in_need",
+        "queued_of_model",
+        "oldest_queued_at",
         "all_in_progress",
         "missed_starts",
         "expired_jobs",
@@ -196,8 +264,11 @@ async def test_claim_uses_the_index(store: Store, tmp_path: Path) -> None:
         "all_uploads",
     ):
         parameters = {"now": 1.0, "limit": 1, "prepared": "[]", "needs": 1}
+        parameters |= {"models": '["dev"]', "model": "dev", "priority": 0}
         rows = other.execute("EXPLAIN QUERY PLAN " + store._queries[name], parameters).fetchall()
         reads = [row[3] for row in rows if {"jobs", "files"} & set(row[3].split()[1:2])]
         assert reads, name
         assert all(" INDEX " in read or "(rowid=?)" in read for read in reads), (name, reads)
+        for step in STEPS.get(name, ()):
+            assert any(step in read for read in reads), (name, reads)
     other.close()

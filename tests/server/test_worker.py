@@ -10,6 +10,7 @@ import pytest
 
 import server.attempts
 import server.worker
+from pipelines.types import Model
 from server import jobs
 from server.family.endpoint import Order
 from server.inputs import InputPreparer
@@ -104,13 +105,15 @@ async def test_a_refused_claim_is_tried_again(box: Box, monkeypatch: pytest.Monk
     """A database that is locked for a while costs time and no job."""
     claim, failures = box.store.claim, 3
 
-    async def fail_thrice(self: Store, now: float, prepared: Collection[str]) -> Job | None:
+    async def fail_thrice(
+        self: Store, now: float, prepared: Collection[str], models: Collection[Model]
+    ) -> Job | None:
         nonlocal failures
         assert self is box.store
         failures -= 1
         if failures >= 0:
             raise StoreUnavailableError("database is locked")
-        return await claim(now, prepared)
+        return await claim(now, prepared, models)
 
     monkeypatch.setattr(Store, "claim", fail_thrice)
     await box.submit("one", "plain")

@@ -18,12 +18,14 @@ from hypothesis.stateful import (
     rule,
 )
 
+from pipelines.types import Model
 from server import jobs
 from server.jobs import IllegalTransitionError, Job, JobStatus, Need, Outcome, Priority, StoredFile
 from server.store import Store
 from server.store.outbox import Outbox
 
 ENDPOINTS = ("fal-ai/flux-2", "fal-ai/flux-2/flash", "fal-ai/flux-2-dev")
+MODELS = (Model.DEV, Model.KLEIN_4B)
 KEEP_SECONDS = 50.0
 EVERYTHING = "SELECT * FROM jobs ORDER BY seq"
 FILES = "SELECT name, request_id, expires_at FROM files ORDER BY name"
@@ -38,6 +40,7 @@ class Known:
     seq: int
     priority: int
     needs: Need
+    model: Model
     start_by: float | None
     has_webhook: bool
     status: str = "IN_QUEUE"
@@ -94,6 +97,7 @@ class StoreMachine(RuleBasedStateMachine):
         target=ids,
         priority=st.sampled_from(Priority),
         needs=st.sampled_from(Need),
+        model=st.sampled_from(MODELS),
         endpoint_id=st.sampled_from(ENDPOINTS),
         start_seconds=st.none() | st.integers(1, 30),
         has_webhook=st.booleans(),
@@ -102,6 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
         self,
         priority: Priority,
         needs: Need,
+        model: Model,
         endpoint_id: str,
         start_seconds: int | None,
         has_webhook: bool,
@@ -118,23 +123,34 @@ class StoreMachine(RuleBasedStateMachine):
             created_at=self.now,
             priority=priority,
             needs=needs,
+            model=model,
             start_by=start_by,
             webhook_url="http://receiver/" if has_webhook else None,
         )
         stored = self.run(self.store.insert(job))
         assert stored.seq == self.submitted
         known = Known(
-            job.request_id, endpoint_id, stored.seq, int(priority), needs, start_by, has_webhook
+            *(job.request_id, endpoint_id, stored.seq, int(priority), needs, model),
+            start_by=start_by,
+            has_webhook=has_webhook,
         )
         self.jobs[job.request_id] = known
         return job.request_id
 
-    @rule(prepared=st.lists(ids, max_size=3))
-    def claim(self, prepared: list[str]) -> None:
+    @rule(prepared=st.lists(ids, max_size=3), models=st.sets(st.sampled_from(MODELS)))
+    def claim(self, prepared: list[str], models: set[Model]) -> None:
         """Claim: the most urgent, and of those the oldest, of what has all that it needs."""
-        claimed = self.run(self.store.claim(self.now, prepared))
+        firsts = self.run(self.store.first_queued(models, prepared))
+        claimed = self.run(self.store.claim(self.now, prepared, models))
         waiting = [
-            job for job in self.queued() if job.needs is Need.NOTHING or job.request_id in prepared
+            job
+            for job in self.queued()
+            if job.model in models and (job.needs is Need.NOTHING or job.request_id in prepared)
+        ]
+        of_each = {job.model: job.request_id for job in reversed(waiting)}
+        assert {job.model: job.request_id for job in firsts} == of_each
+        assert [job.request_id for job in firsts] == [
+            job.request_id for job in waiting if job.request_id in of_each.values()
         ]
         assert (claimed and claimed.request_id) == (waiting[0].request_id if waiting else None)
         if waiting:
