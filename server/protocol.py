@@ -268,13 +268,14 @@ class PatientProtocol(HttpToolsProtocol):
         nobody may send before the answer.
         """
         names = {name for name, _ in self.headers}
+        # Before the first answer it is TLS itself that may have something left to send.
+        is_idle = self.cycle is None or (self.cycle.response_complete and not self._count_unsent())
         return (
             self._should_upgrade()
             and self.parser.get_method() == b"GET"
             and not (rest or names & {b"content-length", b"transfer-encoding"})
+            and is_idle
             and not self.pipeline
-            and (self.cycle is None or self.cycle.response_complete)
-            and not self._count_unsent()
         )
 
     def _hand_over(self) -> None:
