@@ -35,6 +35,7 @@ from server.routes.document_parts import (
     record,
     ref,
 )
+from server.routes.document_tokens import TOKEN, token_paths
 from server.schemas import CancelAnswer, QueueStatus
 
 
@@ -58,7 +59,14 @@ def build_own_document(origin: str) -> Json:
         },
         "servers": [{"url": origin}],
         "security": [{"key": []}, {}],
-        "paths": {**paths, **storage_paths(), **file_paths(), **_requests(), **_others()},
+        "paths": {
+            **paths,
+            **token_paths(),
+            **storage_paths(),
+            **file_paths(),
+            **_requests(),
+            **_others(),
+        },
         "components": {
             "securitySchemes": {
                 "key": {
@@ -95,7 +103,7 @@ def _stream(endpoint_id: str, title: str) -> Json:
         {200: answer("Previews, and the result.", media="text/event-stream")},
         OF_A_JOB,
         tags=["run"],
-        parameters=WISHES,
+        parameters=[*WISHES, TOKEN],
         requestBody=body(ref(f"{title}Input")),
     )
 

@@ -93,7 +93,8 @@ def test_a_tag_goes_along() -> None:
     """What a caller put into an input, if it is text, and no more of it than is sensible."""
     assert tag_of({"request_id": "mine"}) == {"request_id": "mine"}
     assert tag_of({"request_id": "x" * 1000}) == {"request_id": "x" * MAX_TAG_CHARACTERS}
-    for other in ({"request_id": 5}, {}, [], None, "text"):
+    others: list[Any] = [{"request_id": 5}, {}, [], None, "text"]
+    for other in others:
         assert tag_of(other) == {}
 
 
@@ -124,7 +125,9 @@ def test_answers_in_the_form_of_the_question() -> None:
         (FalError(422, {"detail": "text"}), "UNPROCESSABLE_ENTITY", "text"),
         (FalError(499, {"detail": "gone"}), "ERROR", "gone"),
         (
-            InputError([{"loc": ["body", "seed"], "msg": f"no {n}", "type": "t"} for n in range(9)]),
+            InputError(
+                [{"loc": ["body", "seed"], "msg": f"no {n}", "type": "t"} for n in range(9)]
+            ),
             "INVALID_INPUT",
             "body.seed: no 0; body.seed: no 1; body.seed: no 2",
         ),
