@@ -6,14 +6,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TypeVar
 
-import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.errors import RequestError
 from server.routes.answers import SEND_SECONDS
 from server.routes.messages import Message
-
-log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -75,8 +72,8 @@ class Socket:
         try:
             yield socket
         except Exception:
-            log.exception("a websocket failed")
             await socket.close(OUR_FAULT, "Internal Server Error")
+            raise
         finally:
             socket._reading.cancel()
             await socket.close(NORMAL)

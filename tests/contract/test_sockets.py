@@ -42,7 +42,7 @@ def server(
     )
     yield found
     assert found.stop() == 0
-    assert not [line for line in found.lines if "a websocket failed" in line or "ASGI" in line]
+    assert not [line for line in found.lines if "unhandled" in line or "ASGI" in line]
 
 
 @pytest.fixture

@@ -252,13 +252,15 @@ async def test_a_slow_reader_is_not_asked_for_pongs_it_cannot_give(
     box.to_send = MANY_BYTES
     await box.start()
     caller = await open_socket(box, receive_bytes=65536)
+    await asyncio.sleep(SHORT_SECONDS)
     taken = 0
     async with asyncio.timeout(WAIT_SECONDS):
         while taken < MANY_BYTES:
             piece = await caller.reader.read(400_000)
             assert piece
             taken += len(piece)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.002)
+            assert box.sockets[0].transport.count_unsent() == 0 or not box.sockets[0].close_sent
 
 
 async def test_a_peer_that_answers_no_ping_is_gone(box: SocketBox) -> None:
