@@ -17,7 +17,7 @@ from server.settings import Settings
 PING_SECONDS = 20.0
 """How often it is asked whether the peer is still there."""
 
-TOO_SLOW, GOING_AWAY = 1008, 1012
+TOO_SLOW, RESTARTING = 1008, 1012
 """Close codes; 1012 says that the server restarts, so that it may be worth to come back."""
 
 
@@ -119,8 +119,8 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         self.stop_keepalive()
         if self.handshake_complete and not self.close_sent:
             self.close_sent = True
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": GOING_AWAY})
-            self.conn.fail(GOING_AWAY, "The server is stopping")
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": RESTARTING})
+            self.conn.fail(RESTARTING, "The server is stopping")
             self.transport.write(b"".join(self.conn.data_to_send()))
         elif not self.handshake_complete:
             self.send_500_response()

@@ -8,6 +8,7 @@ fal's own SDK, takes for start and end what is text and has both `type` and `req
 import json
 import time
 import uuid
+from dataclasses import dataclass
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -15,10 +16,8 @@ from starlette.websockets import WebSocket
 
 from server.errors import FalError
 from server.routes.answers import aside, error_response, parse_json
-from server.routes.auth import unauthorized
 from server.routes.conversations import Conversation, Parts
 from server.routes.doors import REQUEST_ID_HEADER, WS_PREFIX
-from server.routes.messages import Message
 from server.routes.paths import find_carried
 from server.routes.queue import replay
 from server.routes.socket import NORMAL, Socket
@@ -41,27 +40,46 @@ def make_router(parts: Parts) -> APIRouter:
     return router
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request without its body, which may be large: when it came, and its id or its refusal."""
+
+    came_at: float
+    request_id: str = ""
+    refusal: FalError | None = None
+
+
 async def _serve(conversation: Conversation) -> None:
     """Answer requests until the caller leaves, or sends nothing for long."""
     try:
-        while (message := await conversation.listen()) is not None:
-            began = time.monotonic()
-            answer = await _answer(conversation, message)
+        while (asked := await _take(conversation)) is not None:
+            answer = await _answer(conversation, asked)
             if answer:
-                await _send(conversation.socket, answer, time.monotonic() - began)
+                await _send(conversation.socket, answer, time.monotonic() - asked.came_at)
     except TimeoutError:
         await conversation.socket.close(NORMAL, "No requests")
 
 
-async def _answer(conversation: Conversation, message: Message) -> Response | None:
-    """Return the answer that the same request has in HTTP; None when the caller is gone."""
+async def _take(conversation: Conversation) -> _Asked | None:
+    """Submit the next request; None when the caller is gone."""
+    message = await conversation.listen()
+    if message is None:
+        return None
+    came_at = time.monotonic()
     data = message.encode("utf-8") if isinstance(message, str) else message
     try:
-        caller = conversation.caller()
-        if caller is None:
-            raise unauthorized(f"/{conversation.endpoint.id}", None)
         body = await aside(len(data), parse_json, data)
-        job = await conversation.ask(caller, body, conversation.wishes)
+        return _Asked(came_at, await conversation.submit(body, conversation.wishes))
+    except FalError as error:
+        return _Asked(came_at, refusal=error)
+
+
+async def _answer(conversation: Conversation, asked: _Asked) -> Response | None:
+    """Return the answer that the same request has in HTTP; None when the caller is gone."""
+    try:
+        if asked.refusal:
+            raise asked.refusal
+        job = await conversation.completed(asked.request_id)
     except FalError as error:
         return error_response(error)
     return replay(job) if job else None

@@ -13,8 +13,9 @@ from starlette.websockets import WebSocket
 
 from server.admission import Admission, Wishes
 from server.catalogue import Endpoint
+from server.errors import RequestError
 from server.jobs import Job
-from server.keys import Caller, Keyring
+from server.keys import Keyring
 from server.routes.auth import caller_of
 from server.routes.doors import door_of
 from server.routes.messages import Message
@@ -22,6 +23,13 @@ from server.routes.socket import OpenSockets, Socket
 from server.routes.watching import Watching
 from server.routes.wishes import read_wishes
 from server.settings import Settings
+
+
+class RevokedKeyError(RequestError):
+    """The key that the websocket was opened with is not good any more."""
+
+    def __init__(self) -> None:
+        super().__init__(401, "invalid key credentials")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +77,6 @@ class Conversation:
             ) as socket:
                 yield cls(parts, socket, endpoint, owner, origin, wishes)
 
-    def caller(self) -> Caller | None:
-        """Return who this is now; None when the key was revoked meanwhile."""
-        return self.parts.keys.get(self.owner)
-
     async def listen(self) -> Message | None:
         """Return the next message, None when the caller is gone.
 
@@ -80,11 +84,18 @@ class Conversation:
         """
         return await self.socket.next(self.parts.settings.socket_idle_seconds)
 
-    async def ask(self, caller: Caller, body: Any, wishes: Wishes) -> Job | None:
-        """Have a request made and return it when it is over; None when the caller is gone.
-
-        Raises `FalError` for one that is refused, or when the server stops.
-        """
+    async def submit(self, body: Any, wishes: Wishes) -> str:
+        """Have a request made and return its id. Raises `FalError` for one that is refused."""
+        caller = self.parts.keys.get(self.owner)
+        if caller is None:
+            raise RevokedKeyError
         self.endpoint.parse(body)
         job = await self.parts.admission.accept(caller, self.endpoint, body, self.origin, wishes)
-        return await self.parts.watching.completed(job.request_id, self.socket)
+        return job.request_id
+
+    async def completed(self, request_id: str) -> Job | None:
+        """Return a request of ours when it is over; None, and it is stopped, when the caller goes.
+
+        To be called at once after `submit`. Raises `RequestError` 503 when the server stops.
+        """
+        return await self.parts.watching.completed(request_id, self.socket)

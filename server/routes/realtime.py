@@ -6,17 +6,15 @@ is stored for them.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
 from server.errors import FalError, RequestError
-from server.jobs import Outcome
-from server.keys import Caller
 from server.routes.answers import aside
-from server.routes.conversations import Conversation, Parts
+from server.routes.conversations import Conversation, Parts, RevokedKeyError
 from server.routes.messages import (
     IDLE_MESSAGE,
     UNAUTHORIZED_CODE,
@@ -51,50 +49,71 @@ def make_router(parts: Parts) -> APIRouter:
     return router
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An input that was submitted or refused, without its content, which may be large."""
+
+    binary: bool
+    tag: dict[str, str]
+    request_id: str = ""
+    refusal: FalError | None = None
+
+
 async def _serve(conversation: Conversation) -> None:
     """Answer inputs until the caller leaves, or sends nothing for long."""
     socket = conversation.socket
     try:
-        while (message := await conversation.listen()) is not None:
-            caller = conversation.caller()
-            if caller is None:
+        while (asked := await _take(conversation)) is not None:
+            if isinstance(asked.refusal, RevokedKeyError):
                 await socket.send(unauthorized_message())
                 await socket.close(UNAUTHORIZED_CODE, "Unauthorized")
                 return
-            answer = await _answer(conversation, caller, message)
+            answer = await _answer(conversation, asked)
             if answer is not None:
                 await socket.send(answer)
     except TimeoutError:
         await socket.send(IDLE_MESSAGE)
 
 
-async def _answer(conversation: Conversation, caller: Caller, message: Message) -> Message | None:
-    """Return the result of one input, or its error; None when the caller is gone."""
+async def _take(conversation: Conversation) -> _Asked | None:
+    """Submit the next input; None when the caller is gone."""
+    message = await conversation.listen()
+    if message is None:
+        return None
     binary = isinstance(message, bytes)
     tag: dict[str, str] = {}
     try:
         body = await aside(len(message), read_message, message)
         tag = tag_of(body)
-        outcome = await _make(conversation, caller, body, binary=binary)
-        if outcome is None:
-            return None
-        if outcome.http_status != 200:
-            raise FalError(outcome.http_status, json.loads(outcome.body))
-        return await aside(len(outcome.body), write_answer, outcome.body, tag, binary=binary)
+        return _Asked(binary, tag, await _submit(conversation, body, binary=binary))
     except FalError as error:
-        return error_message(error, tag)
+        return _Asked(binary, tag, refusal=error)
 
 
-async def _make(
-    conversation: Conversation, caller: Caller, body: Any, *, binary: bool
-) -> Outcome | None:
+async def _submit(conversation: Conversation, body: Any, *, binary: bool) -> str:
     wishes = replace(conversation.wishes, webhook_url=None)
     if binary and isinstance(body, dict):
         # The images are in the answer, so nothing of it needs to stay here.
         body = {**body, "sync_mode": True}
         wishes = replace(wishes, keep_payload=False)
-    job = await conversation.ask(caller, body, wishes)
-    return job.outcome if job else None
+    return await conversation.submit(body, wishes)
+
+
+async def _answer(conversation: Conversation, asked: _Asked) -> Message | None:
+    """Return the result of an input, or its error; None when the caller is gone."""
+    try:
+        if asked.refusal:
+            raise asked.refusal
+        job = await conversation.completed(asked.request_id)
+        outcome = job.outcome if job else None
+        if outcome is None:
+            return None
+        if outcome.http_status != 200:
+            raise FalError(outcome.http_status, json.loads(outcome.body))
+        size = len(outcome.body)
+        return await aside(size, write_answer, outcome.body, asked.tag, binary=asked.binary)
+    except FalError as error:
+        return error_message(error, asked.tag)
 
 
 def _read_buffering(text: str | None) -> int:

@@ -278,9 +278,9 @@ async def test_a_stop_is_told_once(box: SocketBox) -> None:
     caller = await open_socket(box)
     for _ in range(2):
         box.sockets[0].shutdown()
-    assert (await box.hear())["code"] == websocket.GOING_AWAY
+    assert (await box.hear())["code"] == websocket.RESTARTING
     read = await caller.is_hung_up_on()
-    assert (close_code(read), read.count(b"The server is stopping")) == (websocket.GOING_AWAY, 1)
+    assert (close_code(read), read.count(b"The server is stopping")) == (websocket.RESTARTING, 1)
 
 
 async def test_a_closed_connection_leaves_nothing(box: SocketBox) -> None:
