@@ -15,7 +15,20 @@ from server.gateway import Gateway
 from server.model_folders import FolderChecks
 from server.names import OwnNames
 from server.offer import Offer
-from server.routes import files, health, jwks, models, openapi, queue, requests, run, stream
+from server.routes import (
+    carried,
+    files,
+    health,
+    jwks,
+    models,
+    openapi,
+    queue,
+    realtime,
+    requests,
+    run,
+    stream,
+    tokens,
+)
 from server.routes.answers import (
     AsciiJSONResponse,
     error_response,
@@ -23,9 +36,12 @@ from server.routes.answers import (
     handle_leaving,
 )
 from server.routes.auth import AuthMiddleware, Gate
+from server.routes.conversations import Parts
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
 from server.routes.origins import AllowedOrigins, HostMiddleware, OriginMiddleware
+from server.routes.socket import OpenSockets
 from server.routes.uploads import UploadRoutes
+from server.routes.watching import Watching
 from server.settings import Settings
 
 EXPOSED_HEADERS = (
@@ -82,6 +98,14 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     admission, dispatcher, events = gateway.admission, gateway.dispatcher, gateway.events
     settings = gateway.settings
     limit = settings.body_limit_bytes
+    watching = Watching(store, dispatcher, events)
+    conversations = Parts(
+        settings=settings,
+        admission=admission,
+        watching=watching,
+        keys=gateway.keys,
+        sockets=OpenSockets(settings.sockets_per_key),
+    )
     for router in (
         health.make_router(
             settings, store, dispatcher, metrics, clock, gateway.keys, gateway.checker
@@ -95,7 +119,10 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         ).router,
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
-        stream.StreamRoutes(store, admission, dispatcher, events, limit).router,
+        tokens.make_router(gateway.tickets),
+        stream.StreamRoutes(admission, watching, limit).router,
+        carried.make_router(conversations),
+        realtime.make_router(conversations),
         run.make_router(
             store,
             admission,
@@ -114,7 +141,7 @@ def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
     Only a page that may not call, or calls by a name that is not ours, shall read nothing.
     """
     settings, keys = gateway.settings, gateway.keys
-    app.add_middleware(AuthMiddleware, gate=Gate(keys, gateway.clock))
+    app.add_middleware(AuthMiddleware, gate=Gate(keys, gateway.clock), tickets=gateway.tickets)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
     app.add_middleware(
         CORSMiddleware,

@@ -215,7 +215,8 @@ def _python(host: str, tls_port: int | None, ca_path: Path) -> Iterator[str]:
     yield _export("FAL_RUN_HOST", f"{host}:{tls_port}")
     yield _export("FAL_QUEUE_RUN_HOST", f"{host}:{tls_port}/queue")
     yield _export("SSL_CERT_FILE", str(ca_path))
-    yield f"# Where HTTPS_PROXY is set, add {host} to NO_PROXY."
+    yield f"# Where HTTPS_PROXY is set, add {host} to NO_PROXY. For realtime give use_jwt=False:"
+    yield "# the host that tokens come from is built in, as those for uploads are."
     yield "# SSL_CERT_FILE replaces the public CAs."
     yield from _both(ca_path)
 

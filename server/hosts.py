@@ -8,6 +8,7 @@ class Role(StrEnum):
     """What a host of fal's serves; the same paths mean different things on different hosts."""
 
     RUN = "run"
+    WS = "ws"
     QUEUE = "queue"
     REST = "rest"
     FILES = "files"
@@ -16,7 +17,7 @@ class Role(StrEnum):
 FAL_HOSTS = {
     "fal.run": Role.RUN,
     "falrun.com": Role.RUN,
-    "ws.fal.run": Role.RUN,
+    "ws.fal.run": Role.WS,
     "queue.fal.run": Role.QUEUE,
     "queue.falrun.com": Role.QUEUE,
     "rest.fal.ai": Role.REST,

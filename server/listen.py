@@ -15,9 +15,12 @@ from fastapi import FastAPI
 from server.certs import TlsFiles
 from server.connect import lead_to_us
 from server.errors import ConfigurationError
-from server.protocol import with_limits
+from server.protocol import STALL_SECONDS
+from server.protocol import with_limits as http_with_limits
 from server.settings import Settings
 from server.sockets import Visitors, listen_on, raise_file_limit
+from server.websocket import PING_SECONDS
+from server.websocket import with_limits as websocket_with_limits
 
 log = structlog.get_logger(__name__)
 
@@ -182,8 +185,13 @@ def _make_server(app: FastAPI, settings: Settings, tls: TlsFiles | None) -> Serv
     return Server(
         uvicorn.Config(
             app,
-            http=with_limits(settings),
-            ws="none",
+            http=http_with_limits(settings),
+            ws=websocket_with_limits(settings),
+            ws_max_size=settings.body_limit_bytes,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=STALL_SECONDS,
+            # What is large in a message is pictures, which do not get any smaller.
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -115,7 +115,11 @@ class PatientProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
-            self._decline(data[offer.args[0] :])
+            rest = data[offer.args[0] :]
+            if self._may_upgrade(rest):
+                self._hand_over()
+                return
+            self._decline(rest)
         except httptools.HttpParserError:
             self._refuse(400, "Invalid HTTP request")
         if self._idle_bytes > HEAD_BYTES and not self.transport.is_closing():
@@ -257,6 +261,32 @@ class PatientProtocol(HttpToolsProtocol):
         asked = self._due is Due.BODY and self.cycle.waiting_for_100_continue
         return self.flow.read_paused or asked
 
+    def _may_upgrade(self, rest: bytes) -> bool:
+        """Tell whether a request begins a websocket, and nothing else is under way here.
+
+        `rest` is what came behind its head: a body, which such a request does not have, or what
+        nobody may send before the answer.
+        """
+        names = {name for name, _ in self.headers}
+        # Before the first answer it is TLS itself that may have something left to send.
+        is_idle = self.cycle is None or (self.cycle.response_complete and not self._count_unsent())
+        return (
+            self._should_upgrade()
+            and self.parser.get_method() == b"GET"
+            and not (rest or names & {b"content-length", b"transfer-encoding"})
+            and is_idle
+            and not self.pipeline
+        )
+
+    def _hand_over(self) -> None:
+        """Leave the connection to the websocket's own protocol, with no timer of ours behind."""
+        for timer in (self._timer, self._stall):
+            if timer:
+                timer.cancel()
+        self._timer = self._stall = None
+        self.scope["method"] = "GET"
+        self.handle_websocket_upgrade()
+
     def _decline(self, rest: bytes) -> None:
         """Read a request again without its offer of another protocol, such as h2c.
 
@@ -315,11 +345,7 @@ class PatientProtocol(HttpToolsProtocol):
             self._stall = self.loop.call_later(STALL_SECONDS, self._on_stall)
 
     def _count_unsent(self) -> int:
-        try:
-            return self.transport.get_write_buffer_size()
-        except AttributeError:
-            # CPython's TLS transport lets go of what it would ask when it is closed a second time.
-            return 0
+        return count_unsent(self.transport)
 
     def _on_stall(self) -> None:
         """Hang up on a reader that took less than a piece since the last look."""
@@ -329,6 +355,15 @@ class PatientProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._watch_reader()
+
+
+def count_unsent(transport: asyncio.WriteTransport) -> int:
+    """Return how many bytes wait for the reader."""
+    try:
+        return transport.get_write_buffer_size()
+    except AttributeError:
+        # CPython's TLS transport lets go of what it would ask when it is closed a second time.
+        return 0
 
 
 def with_limits(settings: Settings) -> type[PatientProtocol]:

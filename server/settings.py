@@ -297,6 +297,12 @@ class Settings(BaseSettings):
     connections_per_address: int = Field(
         1000, gt=0, description="Most connections that one address may hold open."
     )
+    sockets_per_key: int = Field(
+        100, gt=0, description="Most websockets that one key, or all callers without one, may hold."
+    )
+    socket_idle_seconds: float = Field(
+        300, gt=0, description="How long a websocket may send nothing while no answer is due."
+    )
     load_seconds: float = Field(
         1800, gt=0, description="How long loading the model may make no progress."
     )

@@ -1,12 +1,13 @@
-"""Signed permissions for uploads: fal's CDN tokens, and the ticket in an upload URL.
+"""Signed permissions: fal's CDN tokens, the ticket in an upload URL, and tokens for applications.
 
-Nothing is stored for them. What stands in a ticket is the server's own word, kept by its sender;
-a ticket is used up when there is a file of its name.
+Nothing is stored for them. What stands in one is the server's own word, kept by its sender. A
+ticket is used up when there is a file of its name; a token is good until it expires, however often
+it is shown, as fal's clients come back with the one they have.
 """
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Tickets:
         self._find_caller = find_caller
         self._tokens = _serializer(b"", "token")
         self._uploads = _serializer(b"", "upload")
+        self._app_tokens = _serializer(b"", "app token")
 
     def load(self) -> None:
         """Read the secret, or make it.
@@ -67,6 +69,7 @@ class Tickets:
         secret = _read_secret(self._path)
         self._tokens = _serializer(secret, "token")
         self._uploads = _serializer(secret, "upload")
+        self._app_tokens = _serializer(secret, "app token")
 
     def issue_token(self, caller: Caller) -> tuple[str, float]:
         """Return a CDN token for the caller, and when it expires."""
@@ -80,6 +83,21 @@ class Tickets:
             return None
         owner, expires_at = payload
         return self._find_caller(owner) if self._clock() < expires_at else None
+
+    def issue_app_token(self, caller: Caller, apps: Iterable[str], seconds: float) -> str:
+        """Return a token that opens these applications, each an alias or `owner/alias`."""
+        expires_at = self._clock() + seconds
+        return _dump(self._app_tokens, [caller.owner, expires_at, sorted(set(apps))])
+
+    def read_app_token(self, token: str, app_id: str) -> Caller | None:
+        """Return whose token this is, None when it is not good for this application any more."""
+        payload = _load(self._app_tokens, token)
+        if payload is None:
+            return None
+        owner, expires_at, apps = payload
+        if self._clock() >= expires_at or not {app_id, app_id.partition("/")[2]} & set(apps):
+            return None
+        return self._find_caller(owner)
 
     def sign(self, ticket: Ticket) -> str:
         """Return the ticket as text for a URL."""

@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import FalError, InputError, RequestError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_DEPTH = 100
 MAX_VALUES = 50_000
@@ -133,11 +136,21 @@ async def read_json(request: Request, limit_bytes: int) -> Any:
     of digits.
     """
     body = await _read_body(request, limit_bytes)
-    # Each step over tens of megabytes takes a tenth of a second: others get their turn between.
-    return await asyncio.to_thread(_parse, body) if len(body) > LONG_BODY_BYTES else _parse(body)
+    return await aside(len(body), parse_json, body)
 
 
-def _parse(body: bytearray) -> Any:
+async def aside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do work on so many bytes here, or in a thread when they are many.
+
+    Each step over tens of megabytes takes a tenth of a second: others get their turn between.
+    """
+    if size_bytes <= LONG_BODY_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """Parse JSON, as `read_json` does and with its errors."""
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise RequestError(400, UNREADABLE)
     try:
@@ -148,7 +161,7 @@ def _parse(body: bytearray) -> Any:
         raise _json_invalid(error.start, "not UTF-8, UTF-16 or UTF-32") from error
     except (ValueError, RecursionError) as error:
         raise RequestError(400, UNREADABLE) from error
-    if _is_too_deep(value):
+    if is_too_deep(value):
         raise RequestError(400, UNREADABLE)
     return value
 
@@ -168,7 +181,7 @@ async def _read_body(request: Request, limit_bytes: int) -> bytearray:
     return body
 
 
-def _is_too_deep(value: Any) -> bool:
+def is_too_deep(value: Any) -> bool:
     """Measure without recursion: what would overflow the stack here would do so later too."""
     level = [value]
     for _ in range(MAX_DEPTH):

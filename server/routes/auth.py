@@ -1,21 +1,34 @@
-"""Who may ask, checked before method and path, as fal does."""
+"""Who may ask, checked before method and path, as fal does: a key, or a token for one application.
 
+A token (`?fal_jwt_token=`) is looked at where no key is sent. It opens the realtime websockets and
+the streams of its applications: again and again until it expires, as fal's clients reconnect with
+the one that they have. It is judged when a connection begins; one that is open stays open, because
+fal's JavaScript client gets a new token beside it and does not connect anew. A revoked key takes
+its tokens with it.
+"""
+
+import contextlib
 import hashlib
 import ipaddress
 import math
 from functools import partial
+from urllib.parse import parse_qs
 
 import structlog
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.clock import Clock
 from server.errors import RequestError
+from server.jobs import app_id_of
 from server.keys import Caller, Keyring
 from server.limiter import TokenBuckets
 from server.routes.answers import error_response
-from server.routes.doors import QUEUE_PREFIX, REST_PREFIX
+from server.routes.doors import QUEUE_PREFIX, REST_PREFIX, WS_PREFIX
+from server.routes.messages import UNAUTHORIZED_CODE, unauthorized_message
+from server.routes.paths import find_realtime, find_streamed
+from server.tickets import Tickets
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +47,10 @@ IPV6_NETWORK_BITS = 64
 """One household or machine has all addresses of such a network."""
 
 
-def caller_of(request: Request) -> Caller:
+TOKEN_PARAMETER = "fal_jwt_token"  # noqa: S105  (the name of the parameter)
+
+
+def caller_of(request: HTTPConnection) -> Caller:
     """Return who sent a request to a closed path, as the middleware found."""
     caller = request.state.caller
     if not isinstance(caller, Caller):
@@ -89,15 +105,16 @@ class Gate:
 
 
 class AuthMiddleware:
-    """Lets a request through when its key is known, its path is open, or there are no keys."""
+    """Lets through who has a key or a token, what asks for an open path, and all without keys."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, tickets: Tickets) -> None:
         self._app = app
         self._gate = gate
+        self._tickets = tickets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 in fal's words, or pass the request on with its caller."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         authorization = Headers(scope=scope).get("authorization")
@@ -105,16 +122,52 @@ class AuthMiddleware:
         # would count as a failed attempt here.
         identify = partial(self._gate.identify, _address(scope), authorization)
         state = {**scope.get("state", {}), "identify": identify}
-        if scope["method"] != "OPTIONS" and not _is_open(scope["path"]):
+        if scope["type"] == "websocket" or not (
+            scope["method"] == "OPTIONS" or _is_open(scope["path"])
+        ):
+            token = None if authorization else _token(scope)
             try:
                 caller = identify()
+                if caller is None and token is not None:
+                    caller = self._tickets.read_app_token(token, _app_id(scope))
                 if caller is None:
                     raise unauthorized(scope["path"], authorization)
             except RequestError as error:
-                await error_response(error)(scope, receive, send)
+                if scope["type"] == "websocket" and token is not None:
+                    await _refuse_token(receive, send)
+                else:
+                    await error_response(error)(scope, receive, send)
                 return
             state["caller"] = caller
         await self._app({**scope, "state": state}, receive, send)
+
+
+def _token(scope: Scope) -> str | None:
+    values = parse_qs(scope["query_string"].decode("latin-1")).get(TOKEN_PARAMETER)
+    return values[0] if values else None
+
+
+def _app_id(scope: Scope) -> str:
+    """Return the application that a token could open here; empty, as none is, where none could."""
+    path = scope["path"]
+    with contextlib.suppress(RequestError):
+        if scope["type"] == "websocket":
+            return app_id_of(find_realtime(path).id)
+        if scope["method"] == "POST":
+            return app_id_of(find_streamed(path).id)
+    return ""
+
+
+async def _refuse_token(receive: Receive, send: Send) -> None:
+    """Refuse on an open websocket: from a refused one fal's JavaScript client would learn nothing.
+
+    A page is not told why a websocket does not open, and the client would keep its old token for
+    ever. On this message it lets go of it, and gets another before it connects again.
+    """
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": unauthorized_message()})
+    await send({"type": "websocket.close", "code": UNAUTHORIZED_CODE, "reason": "Unauthorized"})
 
 
 def unauthorized(path: str, authorization: str | None) -> RequestError:
@@ -124,7 +177,7 @@ def unauthorized(path: str, authorization: str | None) -> RequestError:
         return RequestError(
             401, "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
         )
-    segments = path.removeprefix(QUEUE_PREFIX).strip("/").split("/")
+    segments = path.removeprefix(QUEUE_PREFIX).removeprefix(WS_PREFIX + "/").strip("/").split("/")
     belongs_to_no_app = path.startswith((*KEYED_ONLY_PREFIXES, *OPEN_PREFIXES))
     if authorization and (belongs_to_no_app or "requests" in segments):
         return RequestError(401, "invalid key credentials")

@@ -35,6 +35,7 @@ from server.routes.document_parts import (
     record,
     ref,
 )
+from server.routes.document_tokens import TOKEN, token_paths
 from server.schemas import CancelAnswer, QueueStatus
 
 
@@ -61,6 +62,7 @@ def build_own_document(endpoints: Sequence[Endpoint], origin: str) -> Json:
         "security": [{"key": []}, {}],
         "paths": {
             **paths,
+            **token_paths(),
             **storage_paths(),
             **file_paths(),
             **_models_and_requests(),
@@ -102,7 +104,7 @@ def _stream(endpoint_id: str, title: str) -> Json:
         {200: answer("Previews, and the result.", media="text/event-stream")},
         OF_A_JOB,
         tags=["run"],
-        parameters=WISHES,
+        parameters=[*WISHES, TOKEN],
         requestBody=body(ref(f"{title}Input")),
     )
 

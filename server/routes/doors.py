@@ -2,8 +2,9 @@
 
 fal's hosts share their paths, so something else has to tell them apart: a prefix, the host name,
 or the target URL that the proxy mode of fal's clients sends along. All three become one canonical
-path here, `/queue/...` for the queue, `/rest/...` for the REST API and none for the synchronous
-and the file hosts, and everything behind this middleware knows only that.
+path here, `/queue/...` for the queue, `/rest/...` for the REST API, `/ws/...` for HTTP over
+websockets and none for the synchronous and the file hosts, and everything behind this middleware
+knows only that.
 """
 
 import re
@@ -13,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import RequestError
@@ -28,9 +29,13 @@ REQUEST_ID_HEADER = "x-fal-request-id"
 QUEUE_PREFIX = "/queue"
 RUN_PREFIX = "/run"
 REST_PREFIX = "/rest"
+WS_PREFIX = "/ws"
 PLAIN_PREFIXES = ("/files/", "/uploads/", "/api/", "/health/", "/.well-known/")
 PLAIN_PATHS = ("/health", "/openapi.json")
 """What means the same on every host: files, documents, probes."""
+
+RESPONSE_STARTS = ("http.response.start", "websocket.http.response.start")
+"""How an answer of HTTP begins; a websocket that is not accepted has one too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,14 @@ class RequestIdMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an HTTP request on and mark its answer; leave everything else alone."""
+        """Pass on and mark the answer; on a websocket each of many requests has its own id."""
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in RESPONSE_STARTS:
                 MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, str(uuid.uuid4()))
             await send(message)
 
-        await self._app(scope, receive, send_with_id if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_with_id)
 
 
 class DoorMiddleware:
@@ -66,15 +71,15 @@ class DoorMiddleware:
         self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Rewrite the scope of an HTTP request and pass it on; leave everything else alone."""
-        if scope["type"] != "http":
+        """Rewrite the scope of a request or a websocket and pass it on."""
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         started = False
 
         async def watched_send(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            started = started or message["type"] in (*RESPONSE_STARTS, "websocket.accept")
             await send(message)
 
         try:
@@ -94,9 +99,12 @@ class DoorMiddleware:
         path, query = scope["path"], scope["query_string"]
         name, port = split_port(host) or (host, "")
         role = role_of(name)
-        door = self._door(scope["scheme"], host, name, port)
+        scheme = "https" if scope["scheme"] in ("https", "wss") else "http"
+        door = self._door(scheme, host, name, port)
         if TARGET_HEADER in headers or path.rstrip("/") == PROXY_PATH:
             path, query, role = _read_target(headers.get(TARGET_HEADER))
+        if role is Role.WS and scope["type"] == "http":
+            role = Role.RUN
         path = _canonical_path("/" + re.sub(r"/{2,}", "/", path).strip("/"), role)
         state = {**scope.get("state", {}), "door": door}
         raw_path = path.encode("utf-8")
@@ -113,7 +121,7 @@ class DoorMiddleware:
         return Door(origin, origin if is_queue else origin + QUEUE_PREFIX)
 
 
-def door_of(request: Request) -> Door:
+def door_of(request: HTTPConnection) -> Door:
     """Return the door that the middleware noted."""
     door = request.state.door
     if not isinstance(door, Door):
@@ -133,7 +141,8 @@ def _canonical_path(path: str, role: Role) -> str:
         raise RequestError(404, "Not Found")
     if path == RUN_PREFIX or path.startswith(RUN_PREFIX + "/"):
         return path.removeprefix(RUN_PREFIX) or "/"
-    if role is Role.RUN or path.startswith((QUEUE_PREFIX + "/", REST_PREFIX + "/")):
+    prefixes = (QUEUE_PREFIX + "/", REST_PREFIX + "/", WS_PREFIX + "/")
+    if role is Role.RUN or path.startswith(prefixes):
         return path
     return f"/{role}{path}"
 

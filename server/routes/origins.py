@@ -30,11 +30,11 @@ class HostMiddleware:
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an HTTP request for one of our names on, and everything that is not HTTP.
+        """Pass on what asks for one of our names, requests as well as websockets.
 
         HTTP/1.0 needs no Host, and probes of load balancers send none; browsers always do.
         """
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             hosts = Headers(scope=scope).getlist("host")
             if (hosts or scope.get("http_version") != "1.0") and not self._is_ours(hosts):
                 await error_response(_wrong_host(hosts))(scope, receive, send)
@@ -123,8 +123,12 @@ class OriginMiddleware:
         self._has_keys = has_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may go on; a page's key is looked at later, like any other."""
-        if scope["type"] == "http" and not self._has_keys():
+        """Pass on what may go on; a page's key is looked at later, like any other.
+
+        Browsers let every page open websockets to everywhere: for these nothing else protects a
+        server without keys.
+        """
+        if scope["type"] in ("http", "websocket") and not self._has_keys():
             headers = Headers(scope=scope)
             for origin in headers.getlist("origin"):
                 if not (self._allowed.allows(origin) or _is_our_own(origin, headers)):

@@ -2,7 +2,7 @@
 
 import math
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from server.admission import Wishes
 from server.errors import RequestError
@@ -13,7 +13,7 @@ MIN_START_SECONDS = 0.1
 TRUE_WORDS = ("1", "true", "yes")
 
 
-def read_wishes(request: Request) -> Wishes:
+def read_wishes(request: HTTPConnection) -> Wishes:
     """Read fal's request headers and query parameters.
 
     Raises `RequestError` 400 `bad_request` for a value that cannot be read, as fal does.

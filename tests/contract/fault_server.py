@@ -11,6 +11,15 @@ FAULTS = Path(__file__).parent.parent / "faults"
 ENDPOINT = "fal-ai/flux-2"
 
 
+def fault_environment(pipeline: str = "instant") -> dict[str, str]:
+    """Return the variables that give a server such a pipeline."""
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(FAULTS), inherited])),
+        "FLUX2_PIPELINE_FACTORY": f"fault_pipelines:{pipeline}",
+    }
+
+
 def start_fault_server(
     start_server: StartServer,
     data_dir: Path,
@@ -20,13 +29,7 @@ def start_fault_server(
     **env: str,
 ) -> RunningServer:
     """Start a server on a pipeline of `tests/faults`; `env` holds further settings."""
-    inherited = os.environ.get("PYTHONPATH")
-    settings = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(FAULTS), inherited])),
-        "FLUX2_PIPELINE_FACTORY": f"fault_pipelines:{pipeline}",
-        "FLUX2_TLS_PORT": "none",
-        **env,
-    }
+    settings = {**fault_environment(pipeline), "FLUX2_TLS_PORT": "none", **env}
     return start_server(data_dir, wait_ready=wait_ready, **settings)
 
 

@@ -97,9 +97,6 @@ def mapped(
 ) -> dict[str, Any]:
     """Run all programs where fal's names are mapped to a server; return how each ended."""
     folder = tmp_path_factory.mktemp("mapped")
-    way = next((way for way in WAYS if shutil.which("unshare") and succeeds([*way, "true"])), None)
-    if way is None:
-        skip_or_fail("no mount and network namespaces can be made here (unshare --mount --net)")
     programs = {
         "client": python("through_kit.py", ENDPOINT, SMALL_INPUTS[ENDPOINT], FOREIGN),
         "seed": [sys.executable, "-P", "-c", SEED_EXAMPLE],
@@ -108,8 +105,18 @@ def mapped(
     }
     if not (JS / "node_modules" / "@fal-ai" / "client").is_dir() or not shutil.which("node"):
         del programs["node"]
+    return run_mapped(folder, demo_model, programs)
+
+
+def run_mapped(
+    folder: Path, model: Path, programs: dict[str, list[str]], **settings: str
+) -> dict[str, Any]:
+    """Run programs where fal's names are mapped to a server; return how each ended."""
+    way = next((way for way in WAYS if shutil.which("unshare") and succeeds([*way, "true"])), None)
+    if way is None:
+        skip_or_fail("no mount and network namespaces can be made here (unshare --mount --net)")
     done = subprocess.run(
-        [*way, *python("mapped.py", folder, demo_model, programs)],
+        [*way, *python("mapped.py", folder, model, programs, settings)],
         env={key: value for key, value in os.environ.items() if not key.startswith("FLUX2_")},
         stdin=subprocess.DEVNULL,
         capture_output=True,

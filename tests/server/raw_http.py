@@ -34,6 +34,7 @@ class Box:
         self.disconnected = asyncio.Event()
         self.lost = asyncio.Event()
         self.answer = b"done"
+        self.options: dict[str, Any] = {"ws": "none"}
         self.protocols: list[PatientProtocol] = []
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
@@ -63,7 +64,7 @@ class Box:
         async def call(scope: Any, receive: Any, send: Any) -> None:
             await self.app(scope, receive, send)
 
-        config = uvicorn.Config(call, ws="none", log_config=None, lifespan="off")
+        config = uvicorn.Config(call, log_config=None, lifespan="off", **self.options)
         config.load()
         return config
 

@@ -99,3 +99,31 @@ def test_a_damaged_secret_is_told(tmp_path: Path) -> None:
     (tmp_path / KEY_NAME).write_bytes(b"short")
     with pytest.raises(ConfigurationError, match="delete it to have a new one"):
         Box(tmp_path)
+
+
+def test_a_token_opens_its_applications_alone(box: Box) -> None:
+    """By alias whoever owns it, or by owner and alias; for as long as was asked, then never."""
+    ann = box.callers["ann"]
+    token = box.tickets.issue_app_token(ann, ["flux-2", "fal-ai/flux-2-flex", "me/own"], 120)
+    for app_id in ("fal-ai/flux-2", "fal-ai/flux-2-flex", "me/own", "other/flux-2"):
+        assert box.tickets.read_app_token(token, app_id) == ann
+    for app_id in ("fal-ai/flux-2-dev", "fal-ai/own", "flux-2-flex", "other/flux-2-flex", "", "/"):
+        assert box.tickets.read_app_token(token, app_id) is None
+    box.now += 119.9
+    assert box.tickets.read_app_token(token, "fal-ai/flux-2") == ann
+    box.now += 0.1
+    assert box.tickets.read_app_token(token, "fal-ai/flux-2") is None
+
+
+def test_a_token_ends_with_its_key_and_is_no_other_kind(box: Box, tmp_path: Path) -> None:
+    """Nor is anything else good as one."""
+    ann = box.callers["ann"]
+    token = box.tickets.issue_app_token(ann, ["flux-2"], 120)
+    assert box.tickets.read_token(token) is None
+    assert box.tickets.read(token) is None
+    upload_token, _ = box.tickets.issue_token(ann)
+    stranger = Box(tmp_path / "other").tickets.issue_app_token(ann, ["flux-2"], 120)
+    for forged in ("", "a.b", "\u00fc", token + "x", upload_token, stranger):
+        assert box.tickets.read_app_token(forged, "fal-ai/flux-2") is None
+    del box.callers["ann"]
+    assert box.tickets.read_app_token(token, "fal-ai/flux-2") is None

@@ -1,8 +1,9 @@
 """Runs in namespaces of its own, where fal's names resolve to a server on port 443.
 
 Arguments: an empty folder, the folder of the model, and as JSON the programs to run, by name, each
-a list of words. They get the environment and the hosts file that `client-env --mode hosts` prints;
-a web server with pictures stands for the host in fal's own examples. Prints as JSON how each ended.
+a list of words, and further settings of the server. The programs get the environment and the hosts
+file that `client-env --mode hosts` prints; a web server with pictures stands for the host in fal's
+own examples. Prints as JSON how each ended.
 """
 
 import http.server
@@ -68,6 +69,7 @@ def main() -> None:
         "FLUX2_TLS_PORT": "443",
         "FLUX2_OUTBOUND_CA_FILE": str(ca_path),
         "FLUX2_FETCH_ALLOW": PICTURES_ADDRESS,
+        **json.loads(sys.argv[4]),
     }
     told = {}
     server = start(Path(COMMAND), model, folder / "data", **env)

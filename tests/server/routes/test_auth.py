@@ -21,6 +21,7 @@ from server.routes.auth import (
     unauthorized,
 )
 from server.routes.doors import DoorMiddleware
+from server.tickets import Tickets
 from tests.server.test_limiter import Hand
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +47,10 @@ class Box:
             self.owners.append(key.id)
             self.headers.append(f"Key {key.id}:{secret}")
         self.clock = Hand()
-        self.gate = Gate(Keyring(file, api_key, self.clock), self.clock)
+        self.keys = Keyring(file, api_key, self.clock)
+        self.gate = Gate(self.keys, self.clock)
+        self.tickets = Tickets(folder, self.clock, self.keys.get)
+        self.tickets.load()
 
     def refused(self, address: str, authorization: str) -> str | None:
         """Return `Retry-After` when the address is told to wait, None when it is not let in."""
@@ -81,7 +85,7 @@ def connect(box: Box) -> Connect:
     async def run(request: Request) -> dict[str, str]:
         return {"owner": caller_of(request).owner}
 
-    app.add_middleware(AuthMiddleware, gate=box.gate)
+    app.add_middleware(AuthMiddleware, gate=box.gate, tickets=box.tickets)
     app.add_middleware(DoorMiddleware)
 
     def make(address: str = HERE, authorization: str | None = None) -> httpx2.AsyncClient:

@@ -40,6 +40,7 @@ async def enter(
     headers: dict[str, str] | None = None,
     *,
     scheme: str = "http",
+    kind: str = "http",
     query: bytes = b"",
     public_url: str | None = None,
 ) -> tuple[Scope | None, list[dict[str, Any]]]:
@@ -58,7 +59,7 @@ async def enter(
         sent.append(message)
 
     scope = {
-        "type": "http",
+        "type": kind,
         "method": "POST",
         "scheme": scheme,
         "path": path,
@@ -118,6 +119,26 @@ async def test_every_door_leads_to_one_path(
     scope, _ = await enter(path, headers)
     assert scope is not None
     assert scope["path"] == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "expected"),
+    [
+        ("/a/b/realtime", "fal.run", "/a/b/realtime"),
+        ("//a/b/realtime/", "box:8443", "/a/b/realtime"),
+        ("/a/b", "ws.fal.run", "/ws/a/b"),
+        ("/ws/a/b", "ws.fal.run", "/ws/a/b"),
+        ("/ws/a/b", "box:8443", "/ws/a/b"),
+        ("/a/b", "queue.fal.run", "/queue/a/b"),
+        ("/health", "ws.fal.run", "/health"),
+    ],
+)
+async def test_doors_of_websockets(path: str, host: str, expected: str) -> None:
+    """One more host has a meaning, and what answers point to is for https all the same."""
+    scope, _ = await enter(path, {"host": host}, kind="websocket", scheme="wss")
+    assert scope is not None
+    assert scope["path"] == expected
+    assert scope["state"]["door"].files_origin.startswith("https://")
 
 
 @pytest.mark.parametrize("path", ["/fal-ai/flux-2", "/queue/a/b", "/run/a/b", "/rest/tokens", "/"])

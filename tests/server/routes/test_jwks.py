@@ -13,6 +13,7 @@ from server.routes import jwks
 from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware
 from server.signing import Signer
+from server.tickets import Tickets
 
 pytestmark = pytest.mark.anyio
 
@@ -36,8 +37,9 @@ async def test_every_door_leads_to_the_keys(
     signer.load()
     app = FastAPI()
     app.include_router(jwks.make_router(signer))
-    gate = Gate(Keyring(KeyFile(tmp_path), "id:secret"), SteadyClock())
-    app.add_middleware(AuthMiddleware, gate=gate)
+    keys = Keyring(KeyFile(tmp_path), "id:secret")
+    tickets = Tickets(tmp_path, SteadyClock(), keys.get)
+    app.add_middleware(AuthMiddleware, gate=Gate(keys, SteadyClock()), tickets=tickets)
     app.add_middleware(DoorMiddleware)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app)) as client:
         answer = await client.get(url, headers=headers)

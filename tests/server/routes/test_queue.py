@@ -28,6 +28,7 @@ from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware
 from server.settings import Settings
 from server.store import Store
+from server.tickets import Tickets
 from tests.server.stubs import make_preparer
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +63,8 @@ class Box:
         )
         self.app.include_router(routes.router)
         keys = Keyring(KeyFile(settings.data_dir / "keys"))
-        self.app.add_middleware(AuthMiddleware, gate=Gate(keys, clock))
+        tickets = Tickets(settings.data_dir / "keys", clock, keys.get)
+        self.app.add_middleware(AuthMiddleware, gate=Gate(keys, clock), tickets=tickets)
         self.app.add_middleware(DoorMiddleware)
 
     async def insert(self, request_id: str) -> Job:
