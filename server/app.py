@@ -22,6 +22,8 @@ from server.routes.answers import (
 )
 from server.routes.auth import AuthMiddleware, Gate
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
+from server.routes.openai_errors import OpenAIErrorsMiddleware
+from server.routes.openai_images import ImageRoutes
 from server.routes.origins import AllowedOrigins, HostMiddleware, OriginMiddleware
 from server.routes.uploads import UploadRoutes
 from server.settings import Settings
@@ -80,6 +82,9 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     admission, dispatcher, events = gateway.admission, gateway.dispatcher, gateway.events
     settings = gateway.settings
     limit = settings.body_limit_bytes
+    waiter = run.Waiter(
+        store, dispatcher, events, cancel_on_disconnect=settings.cancel_on_disconnect
+    )
     for router in (
         health.make_router(
             settings, store, dispatcher, metrics, clock, gateway.keys, gateway.checker
@@ -91,14 +96,8 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         stream.StreamRoutes(store, admission, dispatcher, events, limit).router,
-        run.make_router(
-            store,
-            admission,
-            dispatcher,
-            events,
-            body_limit_bytes=limit,
-            cancel_on_disconnect=settings.cancel_on_disconnect,
-        ),
+        ImageRoutes(admission, waiter, limit).router,
+        run.make_router(admission, waiter, body_limit_bytes=limit),
     ):
         app.include_router(router)
 
@@ -110,6 +109,7 @@ def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
     """
     settings, keys = gateway.settings, gateway.keys
     app.add_middleware(AuthMiddleware, gate=Gate(keys, gateway.clock))
+    app.add_middleware(OpenAIErrorsMiddleware)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
     app.add_middleware(
         CORSMiddleware,

@@ -132,7 +132,7 @@ async def read_json(request: Request, limit_bytes: int) -> Any:
     nested more than a hundred deep, has more than `MAX_VALUES` values, or a number of thousands
     of digits.
     """
-    body = await _read_body(request, limit_bytes)
+    body = await read_body(request, limit_bytes)
     # Each step over tens of megabytes takes a tenth of a second: others get their turn between.
     return await asyncio.to_thread(_parse, body) if len(body) > LONG_BODY_BYTES else _parse(body)
 
@@ -153,8 +153,11 @@ def _parse(body: bytearray) -> Any:
     return value
 
 
-async def _read_body(request: Request, limit_bytes: int) -> bytearray:
-    """Collect the body; one that says it is too long is refused before it is sent."""
+async def read_body(request: Request, limit_bytes: int) -> bytearray:
+    """Collect the body; one that says it is too long is refused before it is sent.
+
+    Raises `RequestError` 413.
+    """
     too_long = RequestError(413, f"The body exceeds {limit_bytes} bytes")
     declared = request.headers.get("content-length", "")
     # A text of more digits than the limit is a greater number: HTTP allows no sign.

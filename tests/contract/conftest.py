@@ -224,6 +224,19 @@ def run_python_client(server: RunningServer, script: str, *arguments: Any) -> An
     return json.loads(done.stdout)
 
 
+def proxy_recipe(server: RunningServer) -> str:
+    """Return what `client-env --mode proxy` prints: the lines of a shell."""
+    (line,) = [line for line in server.lines if "listening on connect://" in line]
+    settings = {
+        "FLUX2_DATA_DIR": str(server.data_dir),
+        "FLUX2_CONNECT_PORT": line.strip().rpartition(":")[2],
+    }
+    command = Path(sys.executable).parent / "flux2-serve"
+    return subprocess.check_output(
+        [command, "client-env", "--mode", "proxy"], env={**os.environ, **settings}, text=True
+    )
+
+
 def skip_or_fail(reason: str) -> NoReturn:
     """Skip the test for what this machine lacks; where CI is set, nothing may be lacking."""
     if os.environ.get("CI"):

@@ -19,13 +19,13 @@ from tests.contract.conftest import (
     WAIT_SECONDS,
     make_picture,
     pad_png,
+    proxy_recipe,
     skip_or_fail,
 )
 
 ENDPOINT = "fal-ai/flux-2/flash"
 JS = Path(__file__).parent / "js"
 FOREIGN = "https://example.com/"
-COMMAND = Path(sys.executable).parent / "flux2-serve"
 WAYS = (["unshare", "--mount", "--net"], ["unshare", "--map-root-user", "--mount", "--net"])
 
 SEED_EXAMPLE = """
@@ -70,16 +70,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_by_proxy(server: RunningServer, program: list[str]) -> Any:
     """Run a program in the environment that `client-env --mode proxy` prints."""
-    (line,) = [line for line in server.lines if "listening on connect://" in line]
-    settings = {
-        "FLUX2_DATA_DIR": str(server.data_dir),
-        "FLUX2_CONNECT_PORT": line.strip().rpartition(":")[2],
-    }
-    recipe = subprocess.check_output(
-        [COMMAND, "client-env", "--mode", "proxy"], env={**os.environ, **settings}, text=True
-    )
     done = subprocess.run(
-        ["bash", "-c", f'{recipe}\nexec "$@"', "bash", *program],
+        ["bash", "-c", f'{proxy_recipe(server)}\nexec "$@"', "bash", *program],
         env={"PATH": os.environ["PATH"]},
         stdin=subprocess.DEVNULL,
         capture_output=True,
