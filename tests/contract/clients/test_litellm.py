@@ -10,7 +10,6 @@ from tests.conftest import RunningServer
 from tests.contract.clients.conftest import KEY, run_client
 from tests.contract.conftest import Api
 
-
 OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 """By itself it looks for a newer list of prices at each start."""
 
