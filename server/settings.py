@@ -132,6 +132,11 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         CACHE_BYTES, ge=0, description="Most memory for remembered prompts and reference images."
     )
+    aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Endpoints of models whose weights are not public, such as "
+        "`fal-ai/flux-2-pro`, that FLUX.2 [dev] stands in for, separated by commas.",
+    )
     safety: SafetyRule = Field(
         default_factory=_default_safety,
         description="Whether images must pass the safety checker: `required`, `optional` for "
@@ -310,7 +315,15 @@ class Settings(BaseSettings):
         return None if isinstance(value, str) and value.lower() == "none" else value
 
     @field_validator(
-        *("tls_names", "devices", "origins", "fetch_allow", "webhook_allow", "safety_labels"),
+        *(
+            "tls_names",
+            "devices",
+            "origins",
+            "fetch_allow",
+            "webhook_allow",
+            "safety_labels",
+            "aliases",
+        ),
         mode="before",
     )
     @classmethod
