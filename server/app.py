@@ -82,7 +82,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     store, clock, metrics = gateway.store, gateway.clock, gateway.metrics
     admission, dispatcher, events = gateway.admission, gateway.dispatcher, gateway.events
     settings = gateway.settings
-    limit = settings.body_limit_bytes
+    limit, offer = settings.body_limit_bytes, Offer.of(settings)
     waiter = run.Waiter(
         store, dispatcher, events, cancel_on_disconnect=settings.cancel_on_disconnect
     )
@@ -90,14 +90,14 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         health.make_router(
             settings, store, dispatcher, metrics, clock, gateway.keys, gateway.checker
         ),
-        openapi.make_router(Offer.of(settings)),
+        openapi.make_router(offer),
         jwks.make_router(gateway.signer),
         files.make_router(store, gateway.files, metrics, clock),
         UploadRoutes(gateway.uploads, gateway.tickets).router,
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         stream.StreamRoutes(store, admission, dispatcher, events, limit).router,
-        ImageRoutes(admission, waiter, limit).router,
+        ImageRoutes(admission, waiter, offer, limit).router,
         run.make_router(admission, waiter, body_limit_bytes=limit),
     ):
         app.include_router(router)

@@ -21,7 +21,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
 """What fal's fields are called there."""
 
 CODES: Mapping[int, str] = MappingProxyType(
-    {401: "invalid_api_key", 404: "not_found", 413: "too_large", 429: "rate_limit_exceeded"}
+    {401: "invalid_api_key", 404: "model_not_found", 413: "too_large", 429: "rate_limit_exceeded"}
 )
 KINDS: Mapping[int, str] = MappingProxyType({401: "authentication_error", 429: "requests"})
 SHOWN_MISTAKES = 5

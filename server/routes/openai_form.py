@@ -13,16 +13,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.verdicts import Reason
-from server.catalogue import CATALOGUE, Endpoint
+from server.catalogue import CATALOGUE
 from server.errors import RequestError, content_error, field_errors
+from server.family.endpoint import Endpoint
+from server.family.fields import PRESET_SIZES
 from server.image_urls import IMAGE_FIELD
 from server.jobs import Job
-from server.schemas import PRESET_SIZES
+from server.offer import Offer
 
-DEFAULT_ENDPOINT = "fal-ai/flux-2"
 EDIT_SUFFIX = "/edit"
 OPENAI_MODELS = re.compile(r"(chatgpt|gpt)-image|dall-e-[23]$")
-"""Names that tools have built in; here they mean the default."""
+"""Names that tools have built in; here they mean the first model that is served."""
 
 INLINE_MODELS = re.compile(r"(chatgpt|gpt)-image")
 """Of these OpenAI knows no URLs, so that their callers read `b64_json` without asking for it."""
@@ -77,18 +78,18 @@ class Translated:
         return AnswerForm(inline=self.body["sync_mode"], prompt=self.body["prompt"])
 
 
-def translate(fields: Any, image_urls: Sequence[Any] | None) -> Translated:
+def translate(fields: Any, image_urls: Sequence[Any] | None, offer: Offer) -> Translated:
     """Make the request that fal's own routes would get, which is not validated yet.
 
-    `image_urls` are the pictures to edit, None where none are edited. Raises `InputError` for what
-    OpenAI's form cannot say, `RequestError` 404 for a model that is not served, and 400 for one
-    that cannot do this.
+    `image_urls` are the pictures to edit, None where none are edited; `offer` is what is served.
+    Raises `InputError` for what OpenAI's form cannot say, `RequestError` 404 for a model that is
+    not served, and 400 for one that cannot do this.
     """
     try:
         asked = ImageRequest.model_validate(fields)
     except ValidationError as error:
         raise field_errors(error) from error
-    endpoint = _find(asked.model, editing=image_urls is not None)
+    endpoint = _find(asked.model, offer, editing=image_urls is not None)
     known = endpoint.input.model_fields
     extra = asked.model_extra or {}
     if extra.get("mask"):
@@ -137,20 +138,22 @@ def write_answer(job: Job, form: AnswerForm) -> dict[str, Any]:
     return {"created": int(job.created_at), "data": data}
 
 
-def _find(model: str | None, *, editing: bool) -> Endpoint:
+def _find(model: str | None, offer: Offer, *, editing: bool) -> Endpoint:
     """Return the endpoint of a model's name, which may do without fal's `fal-ai/`."""
-    name = DEFAULT_ENDPOINT if not model or OPENAI_MODELS.match(model) else model
-    found = CATALOGUE.get(name) or CATALOGUE.get(f"fal-ai/{name}")
-    if found is None:
-        message = f"The model '{model}' is not served here"
-        raise RequestError(404, message, "model_not_found")
-    if editing and not found.reference_limit:
-        found = CATALOGUE.get(found.id + EDIT_SUFFIX)
-    if found is None or (found.reference_limit and not editing):
-        door = "edits" if found is None else "generations"
-        message = f"The model '{model}' is not one for /v1/images/{door}"
-        raise RequestError(400, message, "bad_request")
-    return found
+    if not model or OPENAI_MODELS.match(model):
+        named = next((each for each in offer.endpoints if not each.reference_limit), None)
+    else:
+        named = CATALOGUE.get(model) or CATALOGUE.get(f"fal-ai/{model}")
+    if named is None:
+        raise RequestError(404, f"The model {model!r} is not served here")
+    if editing and not named.reference_limit:
+        edits = CATALOGUE.get(named.id + EDIT_SUFFIX)
+        if edits is None:
+            raise RequestError(400, f"{named.id} cannot edit images", "bad_request")
+        named = edits
+    elif named.reference_limit and not editing:
+        raise RequestError(400, f"{named.id} needs images: see /v1/images/edits", "bad_request")
+    return offer.find(named.id)
 
 
 def _is_inline(asked: ImageRequest) -> bool:

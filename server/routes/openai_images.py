@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from server.admission import Admission
 from server.jobs import Job
+from server.offer import Offer
 from server.routes.answers import LONG_BODY_BYTES, AsciiJSONResponse, read_body, read_json
 from server.routes.auth import caller_of
 from server.routes.doors import door_of
@@ -32,7 +33,10 @@ FINAL = {"x-should-retry": "false"}
 class ImageRoutes:
     """The routes over the given parts; `router` holds them."""
 
-    def __init__(self, admission: Admission, waiter: Waiter, body_limit_bytes: int) -> None:
+    def __init__(
+        self, admission: Admission, waiter: Waiter, offer: Offer, body_limit_bytes: int
+    ) -> None:
+        self._offer = offer
         self._admission = admission
         self._waiter = waiter
         self._body_limit_bytes = body_limit_bytes
@@ -51,17 +55,17 @@ class ImageRoutes:
         return await self._answer(request, job, form)
 
     async def _read_prompt(self, request: Request) -> Translated:
-        return translate(await read_json(request, self._body_limit_bytes), None)
+        return translate(await read_json(request, self._body_limit_bytes), None, self._offer)
 
     async def _read_edit(self, request: Request) -> Translated:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
             body = await read_body(request, self._body_limit_bytes)
             if len(body) > LONG_BODY_BYTES:
-                return await asyncio.to_thread(_translate_form, body, content_type)
-            return _translate_form(body, content_type)
+                return await asyncio.to_thread(_translate_form, body, content_type, self._offer)
+            return _translate_form(body, content_type, self._offer)
         fields = await read_json(request, self._body_limit_bytes)
-        return translate(fields, _urls_in(fields))
+        return translate(fields, _urls_in(fields), self._offer)
 
     async def _accept(self, request: Request, asked: Translated) -> tuple[Job, AnswerForm]:
         """Accept the request; its images are not kept while it is waited for."""
@@ -86,7 +90,7 @@ class ImageRoutes:
         return AsciiJSONResponse(write_answer(done, form), headers=outcome_headers(done))
 
 
-def _translate_form(body: bytearray, content_type: str) -> Translated:
+def _translate_form(body: bytearray, content_type: str, offer: Offer) -> Translated:
     """Read a form. Its images become data URIs, unless they are URLs."""
     fields: dict[str, Any] = {}
     urls: list[str] = []
@@ -100,7 +104,7 @@ def _translate_form(body: bytearray, content_type: str) -> Translated:
             urls.append(f"data:application/octet-stream;base64,{payload}")
     # A form cannot leave a value out that its page has a field for.
     given = {name: value for name, value in fields.items() if value != "" or name == "prompt"}
-    return translate(given, urls)
+    return translate(given, urls, offer)
 
 
 def _urls_in(fields: Any) -> list[Any]:

@@ -24,7 +24,9 @@ from tests.contract.conftest import (
 )
 
 ENDPOINT = "fal-ai/flux-2/flash"
+QUICK = "fal-ai/flux-2"
 JS = Path(__file__).parent / "js"
+BROWSER = "chromium"
 FOREIGN = "https://example.com/"
 WAYS = (["unshare", "--mount", "--net"], ["unshare", "--map-root-user", "--mount", "--net"])
 
@@ -96,10 +98,14 @@ def mapped(
         "client": python("through_kit.py", ENDPOINT, SMALL_INPUTS[ENDPOINT], FOREIGN),
         "seed": [sys.executable, "-P", "-c", SEED_EXAMPLE],
         "uploads": python("upload_and_edit.py", picture, folder),
-        "node": ["node", str(JS / "mapped.mjs"), ENDPOINT, json.dumps(SMALL_INPUTS[ENDPOINT])],
     }
-    if not (JS / "node_modules" / "@fal-ai" / "client").is_dir() or not shutil.which("node"):
-        del programs["node"]
+    if (JS / "node_modules" / "@fal-ai" / "client").is_dir() and shutil.which("node"):
+        asked = [QUICK, json.dumps(SMALL_INPUTS[QUICK])]
+        programs |= {
+            "node": ["node", str(JS / "mapped.mjs"), ENDPOINT, json.dumps(SMALL_INPUTS[ENDPOINT])],
+            "serverless": ["node", str(JS / "serverless.mjs"), *asked],
+            "proxied": ["node", str(JS / "proxied.mjs"), *asked, shutil.which(BROWSER) or ""],
+        }
     done = subprocess.run(
         [*way, *python("mapped.py", folder, demo_model, programs)],
         env={key: value for key, value in os.environ.items() if not key.startswith("FLUX2_")},
@@ -183,9 +189,57 @@ def test_example_of_fal_s_page_runs_letter_for_letter(mapped: dict[str, Any]) ->
 
 def test_javascript_client_with_mapped_names(mapped: dict[str, Any]) -> None:
     """The client as it comes, without the proxy URL that the other recipe gives it."""
-    if "node" not in mapped:
-        skip_or_fail("node, or the client's package, is not installed")
-    told = json.loads(output_of(mapped["node"]))
+    told = script_output(mapped, "node")
     (image,) = told["data"]["images"]
     assert image["url"].startswith("https://v3b.fal.media/files/")
     assert (told["status"], told["bytes"]) == (200, image["file_size"])
+
+
+def script_output(mapped: dict[str, Any], name: str) -> Any:
+    """Return what a script of Node printed; skip where there is no Node, or not the packages."""
+    if name not in mapped:
+        skip_or_fail("node, or the packages of tests/contract/js, are not installed")
+    # The old client says something about itself first.
+    return json.loads(output_of(mapped[name]).splitlines()[-1])
+
+
+def test_old_javascript_client_with_mapped_names(mapped: dict[str, Any]) -> None:
+    """`@fal-ai/serverless-client` asks in both ways, uploads and edits, by its own host names."""
+    told = script_output(mapped, "serverless")
+    assert told["updates"][-1] == "COMPLETED"
+    assert told["result"]["seed"] == told["run"]["seed"] == 5
+    assert told["bytes"] == told["result"]["images"][0]["file_size"]
+    assert told["url"].startswith("https://v3b.fal.media/files/")
+    check_edited(told["edited"], told["result"])
+
+
+def check_edited(edited: Any, made: Any) -> None:
+    """Check that an edit gave an image, and another one than the picture that it began with."""
+    (image,) = edited["images"]
+    assert image["url"].startswith("https://v3b.fal.media/files/")
+    assert image["file_size"] != made["images"][0]["file_size"]
+
+
+def check_page(told: Any) -> None:
+    """Check what a page got that has no key of its own."""
+    assert "error" not in told, told
+    assert told["updates"][-1] == "COMPLETED"
+    assert told["made"]["seed"] == told["run"]["seed"] == 5
+    assert told["bytes"] == told["made"]["images"][0]["file_size"]
+    check_edited(told["edited"], told["made"])
+
+
+def test_page_behind_fal_s_own_server_proxy(mapped: dict[str, Any]) -> None:
+    """`@fal-ai/server-proxy` puts the key in, and only it can: queue, run, upload and edit."""
+    told = script_output(mapped, "proxied")
+    assert told["keyless"] == 401
+    check_page(told["node"])
+
+
+def test_page_in_a_browser_behind_fal_s_own_server_proxy(mapped: dict[str, Any]) -> None:
+    """The same page in Chromium, which also shows the image."""
+    told = script_output(mapped, "proxied")
+    if "browser" not in told:
+        pytest.skip(f"{BROWSER} is not installed; the page runs in Node all the same")
+    check_page(told["browser"])
+    assert told["browser"]["shown"] == [512, 512]

@@ -4,10 +4,10 @@ import json
 
 from tests.conftest import RunningServer
 from tests.contract.clients.conftest import by_hosts, run_client
-from tests.contract.conftest import Api, check_image
+from tests.contract.conftest import SMALL_INPUTS, Api, check_image
 
-ENDPOINT = "fal-ai/flux-2/flash"
-INPUT = {"prompt": "A lighthouse", "image_size": "square", "seed": 5}
+ENDPOINT = "fal-ai/flux-2"
+INPUT = SMALL_INPUTS[ENDPOINT]
 
 
 def test_submit_run_stream_and_cancel(keyed: RunningServer, keyed_api: Api) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from tests.conftest import RunningServer
 from tests.contract.clients.conftest import by_hosts, by_proxy, run_client
-from tests.contract.conftest import Api, check_image
+from tests.contract.conftest import SMALL_INPUTS, Api, check_image
 
-ENDPOINT = "fal-ai/flux-2/flash"
-INPUT = {"prompt": "A lighthouse", "image_size": "square", "seed": 5}
+ENDPOINT = "fal-ai/flux-2"
+INPUT = SMALL_INPUTS[ENDPOINT]
 VERSIONS = {"0.5": "0.5.9", "0.9": "0.9.1", "0.11": "0.11.0", "0.13": "0.13.2"}
 
 

@@ -12,7 +12,6 @@ from tests.conftest import RunningServer
 from tests.contract.clients.conftest import DENIED, KEY, run_client
 from tests.contract.conftest import Api, make_picture_uri
 
-FLASH = "fal-ai/flux-2/flash"
 PLAIN = "fal-ai/flux-2"
 SAME = {"prompt": "A lighthouse", "seed": 5, "image_size": "square", "num_inference_steps": 4}
 
@@ -67,8 +66,8 @@ def test_base64_leaves_no_file(keyed: RunningServer, keyed_api: Api) -> None:
 
     def names(form: str) -> set[Path]:
         before = set(files.iterdir())
-        body = {"prompt": "A", "size": "512x512", "response_format": form}
-        body |= {"num_inference_steps": 4}
+        body: dict[str, Any] = {"prompt": "A", "size": "512x512", "response_format": form}
+        body["num_inference_steps"] = 4
         keyed_api.http.post("/v1/images/generations", json=body).raise_for_status()
         return set(files.iterdir()) - before
 
@@ -88,8 +87,8 @@ def test_several_images_and_no_name(keyed_api: Api, told: dict[str, Any]) -> Non
 def test_edits_use_every_image_of_the_form(keyed_api: Api, told: dict[str, Any]) -> None:
     """One and two uploaded files, at the edit endpoint that belongs to the model."""
     uri = make_picture_uri()
-    (one,) = fal_pixels(keyed_api, f"{FLASH}/edit", image_urls=[uri])
-    (two,) = fal_pixels(keyed_api, f"{FLASH}/edit", image_urls=[uri, uri])
+    (one,) = fal_pixels(keyed_api, f"{PLAIN}/edit", image_urls=[uri])
+    (two,) = fal_pixels(keyed_api, f"{PLAIN}/edit", image_urls=[uri, uri])
     made = {way: pixels(keyed_api, told["made"][way]["data"][0]) for way in ("edit", "edit_two")}
     assert made == {"edit": one, "edit_two": two}
     assert one != two

@@ -18,6 +18,7 @@ from tests.contract.conftest import WAIT_SECONDS, make_picture
 from tests.contract.python.offline import raise_loopback, start
 
 COMMAND = str(Path(sys.executable).parent / "flux2-serve")
+KEY = "mapped:0123456789abcdef"
 PICTURES_HOST, PICTURES_ADDRESS = "storage.googleapis.com", "127.0.0.2"
 
 
@@ -68,6 +69,7 @@ def main() -> None:
         "FLUX2_TLS_PORT": "443",
         "FLUX2_OUTBOUND_CA_FILE": str(ca_path),
         "FLUX2_FETCH_ALLOW": PICTURES_ADDRESS,
+        "FLUX2_API_KEY": KEY,
     }
     told = {}
     server = start(Path(COMMAND), model, folder / "data", **env)

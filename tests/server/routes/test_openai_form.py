@@ -5,13 +5,22 @@ from typing import Any
 
 import pytest
 
+from pipelines.types import Model
 from server.catalogue import CATALOGUE
 from server.errors import FalError, InputError, RequestError
 from server.jobs import Job, Outcome
-from server.routes.openai_form import AnswerForm, translate, write_answer
+from server.offer import Offer
+from server.routes import openai_form
+from server.routes.openai_form import AnswerForm, Translated, write_answer
 
 URI = "data:image/png;base64,AAAA"
 FLASH = "fal-ai/flux-2/flash"
+EVERYTHING = Offer(tuple(Model), tuple(CATALOGUE))
+
+
+def translate(fields: Any, image_urls: list[Any] | None, offer: Offer = EVERYTHING) -> Translated:
+    """Translate for a server that serves everything, or what is said."""
+    return openai_form.translate(fields, image_urls, offer)
 
 
 def body(image_urls: list[str] | None = None, **fields: Any) -> dict[str, Any]:
@@ -82,11 +91,23 @@ def test_every_endpoint_is_reached_by_one_of_the_two_routes() -> None:
             assert translate({"model": model}, [URI]).endpoint is endpoint
 
 
+def test_the_default_is_one_that_is_served() -> None:
+    """Here, or with the weights of a small model alone; what is not served says why."""
+    klein = Offer((Model.KLEIN_4B,), ())
+    for model in (None, "gpt-image-1"):
+        made = translate({"prompt": "A", "model": model}, None, klein).endpoint
+        assert made.model is Model.KLEIN_4B
+        assert translate({"model": model}, [URI], klein).endpoint.id == f"{made.id}/edit"
+    with pytest.raises(RequestError, match="no weights of its model") as caught:
+        translate({"prompt": "A", "model": "flux-2"}, None, klein)
+    assert caught.value.status == 404
+
+
 def test_models_that_are_not_for_this() -> None:
     """Unknown ones, one that cannot edit, and one that cannot do without images."""
     assert refused(model="flux-9").status == 404
     assert refused(model="dall-e-9").status == 404
-    for error in (refused([URI], model="flux-2-flex"), refused(model=f"{FLASH}/edit")):
+    for error in (refused([URI], model="flux-2-dev"), refused(model=f"{FLASH}/edit")):
         assert (type(error), error.status) == (RequestError, 400)
 
 
@@ -110,7 +131,13 @@ def test_qualities() -> None:
 
 def test_fal_s_own_fields_pass_and_foreign_ones_do_not() -> None:
     """What the endpoint has, also as a form's text; never a second word on how to answer."""
-    asked = {"seed": "7", "guidance_scale": 3, "style": "vivid", "user": "x", "sync_mode": True}
+    asked: dict[str, Any] = {
+        "seed": "7",
+        "guidance_scale": 3,
+        "style": "vivid",
+        "user": "x",
+        "sync_mode": True,
+    }
     made = body(**asked, moderation="low", background="auto", enable_safety_checker="false")
     assert made == {
         "prompt": "A boat",

@@ -21,6 +21,7 @@ def main() -> None:
     origin, key = map(json.loads, sys.argv[1:3])
     path = Path(sys.argv[3])
     os.environ["FAL_AI_API_KEY"] = key
+    litellm.suppress_debug_info = True  # which it prints where our answer is read
     told: dict[str, Any] = {"version": version("litellm")}
     # Of models that it does not know by name it takes the base for the whole address.
     answer = litellm.image_generation(
@@ -38,7 +39,11 @@ def main() -> None:
     told["by_variable"] = answer.model_dump()
     os.environ["FAL_AI_API_BASE"] = origin
     answer = litellm.image_edit(
-        image=path.open("rb"), prompt=PROMPT, model="fal_ai/fal-ai/flux-2/flash/edit", seed=5
+        image=path.open("rb"),
+        prompt=PROMPT,
+        model="fal_ai/fal-ai/flux-2/edit",
+        image_size="square",
+        **QUICK,
     )
     told["edit"] = answer.model_dump()
     answer = litellm.image_generation(

@@ -13,7 +13,6 @@ from typing import Any
 
 import openai
 
-FLASH = "fal-ai/flux-2/flash"
 PROMPT = "A lighthouse"
 
 
@@ -38,14 +37,13 @@ def make(client: openai.OpenAI, path: Path) -> dict[str, Any]:
     images = client.images
     quick = {"seed": 5, "num_inference_steps": 4}
     same: dict[str, Any] = {"prompt": PROMPT, "size": "512x512", "extra_body": quick}
-    edit = {**same, "model": FLASH}
     data = path.read_bytes()
     answers = {
         "url": images.generate(model="flux-2", **same),
         "b64": images.generate(model="gpt-image-1", user="x", moderation="low", **same),
         "two": images.generate(n=2, output_format="jpeg", quality="low", **same),
-        "edit": images.edit(image=path.open("rb"), **edit),
-        "edit_two": images.edit(image=[path.open("rb"), ("b.png", data)], **edit),
+        "edit": images.edit(image=path.open("rb"), **same),
+        "edit_two": images.edit(image=[path.open("rb"), ("b.png", data)], **same),
     }
     return {name: answer.model_dump() for name, answer in answers.items()}
 
@@ -58,12 +56,10 @@ def fail(client: openai.OpenAI, wrong: openai.OpenAI, path: Path, denied: str) -
         "size_word": describe(lambda: images.generate(prompt=PROMPT, size="huge")),
         "number": describe(lambda: images.generate(prompt=PROMPT, n=5)),
         "model": describe(lambda: images.generate(prompt=PROMPT, model="flux-9")),
-        "mask": describe(lambda: images.edit(prompt=PROMPT, model=FLASH, image=path, mask=path)),
-        "not_an_image": describe(
-            lambda: images.edit(prompt=PROMPT, model=FLASH, image=b"nothing to see")
-        ),
+        "mask": describe(lambda: images.edit(prompt=PROMPT, image=path, mask=path)),
+        "not_an_image": describe(lambda: images.edit(prompt=PROMPT, image=b"nothing to see")),
         "key": describe(lambda: wrong.images.generate(prompt=PROMPT)),
-        "policy": describe(lambda: images.generate(prompt=f"A {denied}", model=FLASH)),
+        "policy": describe(lambda: images.generate(prompt=f"A {denied}")),
     }
 
 
