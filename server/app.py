@@ -38,6 +38,8 @@ from server.routes.answers import (
 from server.routes.auth import AuthMiddleware, Gate
 from server.routes.conversations import Parts
 from server.routes.doors import DoorMiddleware, RequestIdMiddleware
+from server.routes.openai_errors import OpenAIErrorsMiddleware
+from server.routes.openai_images import ImageRoutes
 from server.routes.origins import AllowedOrigins, HostMiddleware, OriginMiddleware
 from server.routes.socket import OpenSockets
 from server.routes.uploads import UploadRoutes
@@ -97,7 +99,10 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     store, clock, metrics = gateway.store, gateway.clock, gateway.metrics
     admission, dispatcher, events = gateway.admission, gateway.dispatcher, gateway.events
     settings = gateway.settings
-    limit = settings.body_limit_bytes
+    limit, offer = settings.body_limit_bytes, Offer.of(settings)
+    waiter = run.Waiter(
+        store, dispatcher, events, cancel_on_disconnect=settings.cancel_on_disconnect
+    )
     watching = Watching(store, dispatcher, events)
     conversations = Parts(
         settings=settings,
@@ -110,27 +115,19 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         health.make_router(
             settings, store, dispatcher, metrics, clock, gateway.keys, gateway.checker
         ),
-        openapi.make_router(Offer.of(settings)),
+        openapi.make_router(offer),
         jwks.make_router(gateway.signer),
         files.make_router(store, gateway.files, metrics, clock),
         UploadRoutes(gateway.uploads, gateway.tickets).router,
-        models.ModelRoutes(
-            Offer.of(settings), dispatcher, FolderChecks(settings.folders, clock)
-        ).router,
+        models.ModelRoutes(offer, dispatcher, FolderChecks(settings.folders, clock)).router,
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         tokens.make_router(gateway.tickets),
+        ImageRoutes(admission, waiter, offer, limit).router,
         stream.StreamRoutes(admission, watching, limit).router,
         carried.make_router(conversations),
         realtime.make_router(conversations),
-        run.make_router(
-            store,
-            admission,
-            dispatcher,
-            events,
-            body_limit_bytes=limit,
-            cancel_on_disconnect=settings.cancel_on_disconnect,
-        ),
+        run.make_router(admission, waiter, body_limit_bytes=limit),
     ):
         app.include_router(router)
 
@@ -142,6 +139,7 @@ def _add_middleware(app: FastAPI, gateway: Gateway) -> None:
     """
     settings, keys = gateway.settings, gateway.keys
     app.add_middleware(AuthMiddleware, gate=Gate(keys, gateway.clock), tickets=gateway.tickets)
+    app.add_middleware(OpenAIErrorsMiddleware)
     app.add_middleware(DoorMiddleware, public_url=settings.public_url)
     app.add_middleware(
         CORSMiddleware,

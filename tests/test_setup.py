@@ -10,15 +10,18 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import requires, version
+from importlib.metadata import distributions, requires, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.contract.conftest import skip_or_fail
+
 ROOT = Path(__file__).parents[1]
 JS = ROOT / "tests" / "contract" / "js"
+CLIENTS = Path("tests") / "contract" / "clients" / "requirements"
 
 PYPROJECT = """\
 [build-system]
@@ -145,6 +148,7 @@ def test_life_of_an_environment(checkout: Path, wheelhouse: Path) -> None:
     assert "elsewhere" not in done.stdout
     assert installed(checkout) == "1.0", "not the tested version"
     assert "JavaScript client tests will be skipped" in done.stderr
+    assert "no other clients in" in done.stderr
 
     stamp = checkout / ".venv" / ".setup-stamp"
     before = stamp.stat()
@@ -157,6 +161,27 @@ def test_life_of_an_environment(checkout: Path, wheelhouse: Path) -> None:
     assert not stamp.exists(), "a failed update must be tried again"
     assert run_setup(checkout, "--from", str(wheelhouse)).returncode == 0
     assert installed(checkout) == "2.0"
+
+
+def test_other_clients_have_folders_of_their_own(checkout: Path, wheelhouse: Path) -> None:
+    """Each from its own list and with its own versions, and the environment keeps its own."""
+    (checkout / CLIENTS).mkdir(parents=True)
+    (checkout / CLIENTS / "old.txt").write_text("tinydep==0.5\n")
+    (checkout / CLIENTS / "new.txt").write_text("tinydep==2.0\n")
+    make_wheel(wheelhouse / "clients", "0.5")
+    make_wheel(wheelhouse / "clients", "2.0")
+    done = run_setup(checkout, "--from", str(wheelhouse))
+    assert done.returncode == 0, done.stderr
+    folders = checkout / ".venv" / "clients"
+    found = {path.name: (path / "tinydep.py").read_text() for path in folders.iterdir()}
+    assert found == {"old": "version = '0.5'\n", "new": "version = '2.0'\n"}
+    assert installed(checkout) == "1.0"
+
+    (checkout / CLIENTS / "new.txt").write_text("tinydep==3.0\n")
+    done = run_setup(checkout, "--from", str(wheelhouse))
+    assert done.returncode == 1, "a changed list was not read again"
+    assert "cannot be had" in done.stderr
+    assert not (checkout / ".venv" / ".setup-stamp").exists()
 
 
 def test_moved_environment_is_made_again(checkout: Path, wheelhouse: Path) -> None:
@@ -227,13 +252,38 @@ def test_everything_that_is_needed_is_installed_as_pinned() -> None:
     assert {name: pins().get(name) for name in found} == found
 
 
-def test_javascript_client_is_locked_without_a_registry() -> None:
-    """One exact version, hashes for all, and no host: a mirror or a cache may deliver them."""
+def client_pins(path: Path) -> dict[str, str]:
+    """Read a client's list; raises when a line is not an exact version."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    found = [line.split("==") for line in lines]
+    return {canonicalize_name(name): exact for name, exact in found}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / CLIENTS).iterdir()), ids=lambda path: path.stem)
+def test_every_client_has_what_it_needs(path: Path) -> None:
+    """Whatever its packages require is on its list, or in the environment that it stands before."""
+    folder = Path(sys.prefix) / "clients" / path.stem
+    if not folder.is_dir():
+        skip_or_fail(f"{path.stem} is not installed: run scripts/setup")
+    pinned = client_pins(path)
+    here = {canonicalize_name(each.name): each for each in distributions(path=[str(folder)])}
+    assert {name: each.version for name, each in here.items()} == pinned
+    for distribution in here.values():
+        for requirement in map(Requirement, distribution.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                name = canonicalize_name(requirement.name)
+                found = here[name].version if name in here else version(name)
+                assert requirement.specifier.contains(found), (distribution.name, str(requirement))
+
+
+def test_javascript_clients_are_locked_without_a_registry() -> None:
+    """Exact versions, hashes for all, and no host: a mirror or a cache may deliver them."""
     package = json.loads((JS / "package.json").read_text())
-    assert package["dependencies"] == {"@fal-ai/client": "1.10.1"}
+    assert package["dependencies"]["@fal-ai/client"] == "1.10.1"
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", exact) for exact in package["dependencies"].values())
     lock = json.loads((JS / "package-lock.json").read_text())["packages"]
     modules = {name: entry for name, entry in lock.items() if name}
-    assert modules["node_modules/@fal-ai/client"]["version"] == "1.10.1"
+    for name, exact in package["dependencies"].items():
+        assert modules[f"node_modules/{name}"]["version"] == exact
     assert all(entry["integrity"].startswith("sha512-") for entry in modules.values())
     assert not any("resolved" in entry for entry in modules.values())
-    assert "://" not in (JS / "package-lock.json").read_text()

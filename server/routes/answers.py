@@ -135,7 +135,7 @@ async def read_json(request: Request, limit_bytes: int) -> Any:
     nested more than a hundred deep, has more than `MAX_VALUES` values, or a number of thousands
     of digits.
     """
-    body = await _read_body(request, limit_bytes)
+    body = await read_body(request, limit_bytes)
     return await aside(len(body), parse_json, body)
 
 
@@ -166,8 +166,11 @@ def parse_json(body: bytes | bytearray) -> Any:
     return value
 
 
-async def _read_body(request: Request, limit_bytes: int) -> bytearray:
-    """Collect the body; one that says it is too long is refused before it is sent."""
+async def read_body(request: Request, limit_bytes: int) -> bytearray:
+    """Collect the body; one that says it is too long is refused before it is sent.
+
+    Raises `RequestError` 413.
+    """
     too_long = RequestError(413, f"The body exceeds {limit_bytes} bytes")
     declared = request.headers.get("content-length", "")
     # A text of more digits than the limit is a greater number: HTTP allows no sign.

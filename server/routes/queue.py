@@ -16,7 +16,7 @@ from server.admission import Admission
 from server.dispatcher import Dispatcher
 from server.errors import RequestError, UnknownRequestError
 from server.events import Events
-from server.jobs import IllegalTransitionError, Job, JobStatus
+from server.jobs import IllegalTransitionError, Job, JobStatus, Outcome
 from server.routes.answers import KEEP_ALIVE, AsciiJSONResponse, EventStream, event, read_json
 from server.routes.auth import caller_of
 from server.routes.doors import REQUEST_ID_HEADER, Door, door_of
@@ -169,9 +169,18 @@ class QueueRoutes:
 
 def replay(job: Job) -> Response:
     """Answer with the outcome of a completed job, byte for byte the same every time."""
-    outcome = job.outcome
-    if outcome is None:
-        raise ValueError(f"{job.request_id} is not completed")
+    outcome = _outcome(job)
+    return Response(
+        outcome.body,
+        status_code=outcome.http_status,
+        media_type="application/json",
+        headers=outcome_headers(job),
+    )
+
+
+def outcome_headers(job: Job) -> dict[str, str]:
+    """Return the headers that go with the outcome of a completed job."""
+    outcome = _outcome(job)
     headers = {REQUEST_ID_HEADER: job.request_id}
     if outcome.applied:
         headers["x-flux2-settings"] = outcome.applied
@@ -182,12 +191,13 @@ def replay(job: Job) -> Response:
         if outcome.error_type == "request_timeout":
             # Says that the caller's own limit ended it, so that clients do not try again.
             headers["x-fal-request-timeout-type"] = "user"
-    return Response(
-        outcome.body,
-        status_code=outcome.http_status,
-        media_type="application/json",
-        headers=headers,
-    )
+    return headers
+
+
+def _outcome(job: Job) -> Outcome:
+    if job.outcome is None:
+        raise ValueError(f"{job.request_id} is not completed")
+    return job.outcome
 
 
 def _belongs(job: Job, app_path: str) -> bool:

@@ -34,15 +34,57 @@ async def disconnected(request: Request) -> None:
         pass
 
 
-def make_router(
-    store: Store,
-    admission: Admission,
-    dispatcher: Dispatcher,
-    events: Events,
-    *,
-    body_limit_bytes: int,
-    cancel_on_disconnect: bool,
-) -> APIRouter:
+class Waiter:
+    """Waits for jobs with those who ask and stay on the line."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        events: Events,
+        *,
+        cancel_on_disconnect: bool,
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._events = events
+        self._cancel_on_disconnect = cancel_on_disconnect
+
+    async def wait(self, request: Request, job: Job) -> Job | None:
+        """Return the completed job, or None when the caller left before that.
+
+        A caller who leaves cancels a request that has not begun, if the operator wants that.
+        Raises `RequestError` 503 when the server stops first.
+        """
+        waiting = asyncio.create_task(self._wait(job.request_id))
+        leaving = asyncio.create_task(disconnected(request))
+        try:
+            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done() and self._cancel_on_disconnect:
+                await self._dispatcher.cancel_if_queued(job.request_id)
+            return await waiting if waiting.done() else None
+        finally:
+            waiting.cancel()
+            leaving.cancel()
+
+    async def _wait(self, request_id: str) -> Job:
+        with self._events.watch(request_id) as changed:
+            while True:
+                changed.clear()
+                job = await self._store.get(request_id)
+                if job and job.outcome:
+                    return job
+                if job is None or self._events.closed:
+                    raise stopping_error(request_id)
+                await changed.wait()
+
+
+def left() -> Response:
+    """Make the answer for a caller who is gone; nobody reads it."""
+    return Response(status_code=499)
+
+
+def make_router(admission: Admission, waiter: Waiter, *, body_limit_bytes: int) -> APIRouter:
     """Make the route over the given parts."""
     router = APIRouter(include_in_schema=False)
 
@@ -61,28 +103,8 @@ def make_router(
         )
 
     async def run(request: Request, endpoint_id: str) -> Response:
-        job = await accept(request, endpoint_id)
-        waiting = asyncio.create_task(_wait(job.request_id))
-        leaving = asyncio.create_task(disconnected(request))
-        try:
-            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done() and cancel_on_disconnect:
-                await dispatcher.cancel_if_queued(job.request_id)
-            return replay(await waiting) if waiting.done() else Response(status_code=499)
-        finally:
-            waiting.cancel()
-            leaving.cancel()
-
-    async def _wait(request_id: str) -> Job:
-        with events.watch(request_id) as changed:
-            while True:
-                changed.clear()
-                job = await store.get(request_id)
-                if job and job.outcome:
-                    return job
-                if job is None or events.closed:
-                    raise stopping_error(request_id)
-                await changed.wait()
+        job = await waiter.wait(request, await accept(request, endpoint_id))
+        return replay(job) if job else left()
 
     router.add_api_route("/{endpoint_id:path}", run, methods=["POST"])
     return router

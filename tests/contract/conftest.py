@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -34,6 +35,7 @@ FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.005, 0.3
 """Pauses between polls, doubling: a refusal is there at once, an image takes the processor."""
 
 SCRIPTS = Path(__file__).parent / "python"
+JS_SCRIPTS = Path(__file__).parent / "js"
 
 IMAGE_KEYS = {"url", "content_type", "file_name", "file_size", "width", "height"}
 
@@ -222,6 +224,47 @@ def run_python_client(server: RunningServer, script: str, *arguments: Any) -> An
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Return the path of Node; skip where it or the clients' packages are not installed."""
+    found = shutil.which("node")
+    if found is None:
+        skip_or_fail("node is not installed")
+    if not (JS_SCRIPTS / "node_modules" / "@fal-ai" / "client").is_dir():
+        skip_or_fail("@fal-ai/client is not installed: run `npm ci` in tests/contract/js")
+    return found
+
+
+def run_node(node: str, script: str, *arguments: Any) -> Any:
+    """Run a script of `js/` and return the JSON that it prints; strings are passed as they are."""
+    words = [item if isinstance(item, str) else json.dumps(item) for item in arguments]
+    done = subprocess.run(
+        [node, script, *words],
+        cwd=JS_SCRIPTS,
+        env={"PATH": os.environ.get("PATH", "")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=WAIT_SECONDS * 2,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def proxy_recipe(server: RunningServer) -> str:
+    """Return what `client-env --mode proxy` prints: the lines of a shell."""
+    (line,) = [line for line in server.lines if "listening on connect://" in line]
+    settings = {
+        "FLUX2_DATA_DIR": str(server.data_dir),
+        "FLUX2_CONNECT_PORT": line.strip().rpartition(":")[2],
+    }
+    command = Path(sys.executable).parent / "flux2-serve"
+    return subprocess.check_output(
+        [command, "client-env", "--mode", "proxy"], env={**os.environ, **settings}, text=True
+    )
 
 
 def skip_or_fail(reason: str) -> NoReturn:

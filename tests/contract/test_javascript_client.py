@@ -1,54 +1,18 @@
 """The unmodified `@fal-ai/client` in Node, over plain http through the server's proxy route."""
 
-import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import RunningServer
-from tests.contract.conftest import (
-    LONG_JOB,
-    SMALL_INPUTS,
-    WAIT_SECONDS,
-    Api,
-    check_image,
-    skip_or_fail,
-)
+from tests.contract.conftest import LONG_JOB, SMALL_INPUTS, Api, check_image, run_node
 
-SCRIPTS = Path(__file__).parent / "js"
 ORDER = ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 
 
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Return the path of Node; skip where it or the client's package is not installed."""
-    found = shutil.which("node")
-    if found is None:
-        skip_or_fail("node is not installed")
-    if not (SCRIPTS / "node_modules" / "@fal-ai" / "client").is_dir():
-        skip_or_fail("@fal-ai/client is not installed: run `npm ci` in tests/contract/js")
-    return found
-
-
 def run_script(node: str, server: RunningServer, script: str, *arguments: Any) -> Any:
-    """Run a script of `js/` and return the JSON that it prints; strings are passed as they are."""
-    words = [item if isinstance(item, str) else json.dumps(item) for item in arguments]
-    done = subprocess.run(
-        [node, script, f"{server.http}/api/fal/proxy", *words],
-        cwd=SCRIPTS,
-        env={"PATH": os.environ.get("PATH", "")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=WAIT_SECONDS * 2,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """Run a script of `js/` that reaches the server by its proxy route."""
+    return run_node(node, script, f"{server.http}/api/fal/proxy", *arguments)
 
 
 @pytest.mark.parametrize("endpoint_id", SMALL_INPUTS)

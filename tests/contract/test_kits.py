@@ -19,13 +19,15 @@ from tests.contract.conftest import (
     WAIT_SECONDS,
     make_picture,
     pad_png,
+    proxy_recipe,
     skip_or_fail,
 )
 
 ENDPOINT = "fal-ai/flux-2/flash"
+QUICK = "fal-ai/flux-2"
 JS = Path(__file__).parent / "js"
+BROWSER = "chromium"
 FOREIGN = "https://example.com/"
-COMMAND = Path(sys.executable).parent / "flux2-serve"
 WAYS = (["unshare", "--mount", "--net"], ["unshare", "--map-root-user", "--mount", "--net"])
 
 SEED_EXAMPLE = """
@@ -70,16 +72,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_by_proxy(server: RunningServer, program: list[str]) -> Any:
     """Run a program in the environment that `client-env --mode proxy` prints."""
-    (line,) = [line for line in server.lines if "listening on connect://" in line]
-    settings = {
-        "FLUX2_DATA_DIR": str(server.data_dir),
-        "FLUX2_CONNECT_PORT": line.strip().rpartition(":")[2],
-    }
-    recipe = subprocess.check_output(
-        [COMMAND, "client-env", "--mode", "proxy"], env={**os.environ, **settings}, text=True
-    )
     done = subprocess.run(
-        ["bash", "-c", f'{recipe}\nexec "$@"', "bash", *program],
+        ["bash", "-c", f'{proxy_recipe(server)}\nexec "$@"', "bash", *program],
         env={"PATH": os.environ["PATH"]},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -101,10 +95,14 @@ def mapped(
         "client": python("through_kit.py", ENDPOINT, SMALL_INPUTS[ENDPOINT], FOREIGN),
         "seed": [sys.executable, "-P", "-c", SEED_EXAMPLE],
         "uploads": python("upload_and_edit.py", picture, folder),
-        "node": ["node", str(JS / "mapped.mjs"), ENDPOINT, json.dumps(SMALL_INPUTS[ENDPOINT])],
     }
-    if not (JS / "node_modules" / "@fal-ai" / "client").is_dir() or not shutil.which("node"):
-        del programs["node"]
+    if (JS / "node_modules" / "@fal-ai" / "client").is_dir() and shutil.which("node"):
+        asked = [QUICK, json.dumps(SMALL_INPUTS[QUICK])]
+        programs |= {
+            "node": ["node", str(JS / "mapped.mjs"), ENDPOINT, json.dumps(SMALL_INPUTS[ENDPOINT])],
+            "serverless": ["node", str(JS / "serverless.mjs"), *asked],
+            "proxied": ["node", str(JS / "proxied.mjs"), *asked, shutil.which(BROWSER) or ""],
+        }
     return run_mapped(folder, demo_model, programs)
 
 
@@ -198,9 +196,57 @@ def test_example_of_fal_s_page_runs_letter_for_letter(mapped: dict[str, Any]) ->
 
 def test_javascript_client_with_mapped_names(mapped: dict[str, Any]) -> None:
     """The client as it comes, without the proxy URL that the other recipe gives it."""
-    if "node" not in mapped:
-        skip_or_fail("node, or the client's package, is not installed")
-    told = json.loads(output_of(mapped["node"]))
+    told = script_output(mapped, "node")
     (image,) = told["data"]["images"]
     assert image["url"].startswith("https://v3b.fal.media/files/")
     assert (told["status"], told["bytes"]) == (200, image["file_size"])
+
+
+def script_output(mapped: dict[str, Any], name: str) -> Any:
+    """Return what a script of Node printed; skip where there is no Node, or not the packages."""
+    if name not in mapped:
+        skip_or_fail("node, or the packages of tests/contract/js, are not installed")
+    # The old client says something about itself first.
+    return json.loads(output_of(mapped[name]).splitlines()[-1])
+
+
+def test_old_javascript_client_with_mapped_names(mapped: dict[str, Any]) -> None:
+    """`@fal-ai/serverless-client` asks in both ways, uploads and edits, by its own host names."""
+    told = script_output(mapped, "serverless")
+    assert told["updates"][-1] == "COMPLETED"
+    assert told["result"]["seed"] == told["run"]["seed"] == 5
+    assert told["bytes"] == told["result"]["images"][0]["file_size"]
+    assert told["url"].startswith("https://v3b.fal.media/files/")
+    check_edited(told["edited"], told["result"])
+
+
+def check_edited(edited: Any, made: Any) -> None:
+    """Check that an edit gave an image, and another one than the picture that it began with."""
+    (image,) = edited["images"]
+    assert image["url"].startswith("https://v3b.fal.media/files/")
+    assert image["file_size"] != made["images"][0]["file_size"]
+
+
+def check_page(told: Any) -> None:
+    """Check what a page got that has no key of its own."""
+    assert "error" not in told, told
+    assert told["updates"][-1] == "COMPLETED"
+    assert told["made"]["seed"] == told["run"]["seed"] == 5
+    assert told["bytes"] == told["made"]["images"][0]["file_size"]
+    check_edited(told["edited"], told["made"])
+
+
+def test_page_behind_fal_s_own_server_proxy(mapped: dict[str, Any]) -> None:
+    """`@fal-ai/server-proxy` puts the key in, and only it can: queue, run, upload and edit."""
+    told = script_output(mapped, "proxied")
+    assert told["keyless"] == 401
+    check_page(told["node"])
+
+
+def test_page_in_a_browser_behind_fal_s_own_server_proxy(mapped: dict[str, Any]) -> None:
+    """The same page in Chromium, which also shows the image."""
+    told = script_output(mapped, "proxied")
+    if "browser" not in told:
+        pytest.skip(f"{BROWSER} is not installed; the page runs in Node all the same")
+    check_page(told["browser"])
+    assert told["browser"]["shown"] == [512, 512]

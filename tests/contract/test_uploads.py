@@ -22,9 +22,7 @@ from tests.contract.conftest import (
     poll_until,
     run_python_client,
 )
-from tests.contract.test_javascript_client import node, run_script
-
-__all__ = ["node"]
+from tests.contract.test_javascript_client import run_script
 
 EDIT = "fal-ai/flux-2/flash/edit"
 INPUT = {"prompt": "Paint it blue", "image_size": "square", "seed": 3, "sync_mode": True}

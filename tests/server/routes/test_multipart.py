@@ -1,0 +1,80 @@
+"""Forms with files: what real clients send, and what nobody should."""
+
+import httpx2
+import pytest
+
+from server.errors import RequestError
+from server.routes.multipart import MAX_PARTS, Part, read_parts
+
+TYPE = "multipart/form-data; boundary=edge"
+
+
+def parts(body: bytes, content_type: str = TYPE) -> list[tuple[str, bool, bytes]]:
+    """Take a form apart into plain values."""
+    return [(part.name, part.is_file, bytes(part.data)) for part in read_parts(body, content_type)]
+
+
+def field(name: str, value: bytes, extra: str = "") -> bytes:
+    """Write one part, with its delimiter."""
+    head = f'--edge\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n'
+    return head.encode() + value + b"\r\n"
+
+
+def test_what_a_real_client_sends() -> None:
+    """Fields and several files of one name come out as they went in, byte for byte."""
+    data = bytes(range(256)) * 40 + b"\r\n--almost\r\n\r\n"
+    request = httpx2.Request(
+        "POST",
+        "http://box",
+        data={"prompt": "ein Löwe", "n": "2"},
+        files=[("image[]", ("a.png", data, "image/png")), ("image[]", ("b.png", b""))],
+    )
+    assert parts(request.read(), request.headers["content-type"]) == [
+        ("prompt", False, "ein Löwe".encode()),
+        ("n", False, b"2"),
+        ("image[]", True, data),
+        ("image[]", True, b""),
+    ]
+
+
+def test_what_stands_around_the_parts_is_nothing() -> None:
+    """A preamble, blanks behind a delimiter, and what follows the last one (RFC 2046)."""
+    body = b"hello\r\n" + field("a", b"1").replace(b"--edge\r", b"--edge \t\r") + b"--edge--\r\nbye"
+    assert parts(body) == [("a", False, b"1")]
+    assert parts(b"\r\n" + field("a", b"1") + b"--edge--") == [("a", False, b"1")]
+    assert parts(b"--edge--") == []
+
+
+def test_a_quoted_boundary_and_a_quote_in_a_name() -> None:
+    """Both are read as written in quotes."""
+    body = field('a\\"b', b"1").replace(b"edge", b"e d") + b"--e d--"
+    assert parts(body, 'Multipart/Form-Data; boundary="e d"') == [('a"b', False, b"1")]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "reason"),
+    [
+        (b"", TYPE, "does not occur"),
+        (b"--edge", TYPE, "followed by something else"),
+        (field("a", b"1"), TYPE, "no end"),
+        (field("a", b"1") + b"--edge", TYPE, "followed by something else"),
+        (field("a", b"1") + b"--edgeless\r\n", TYPE, "followed by something else"),
+        (b"--edge\r\n\r\nx\r\n--edge--", TYPE, "no headers"),
+        (b"--edge\r\nX: y\r\n\r\nx\r\n--edge--", TYPE, "no name"),
+        (field("a" * 9000, b"1") + b"--edge--", TYPE, "too long"),
+        (field("a", b"1") * (MAX_PARTS + 1) + b"--edge--", TYPE, "more than 100"),
+        (field("a", b"1") + b"--edge--", "multipart/form-data", "names no boundary"),
+        (b"--\r\n\r\n----", "multipart/form-data; boundary=", "names no boundary"),
+    ],
+)
+def test_what_is_broken_is_a_400(body: bytes, content_type: str, reason: str) -> None:
+    """Never a guess, and never a fault of ours."""
+    with pytest.raises(RequestError, match=reason) as caught:
+        read_parts(body, content_type)
+    assert caught.value.status == 400
+
+
+def test_a_field_that_is_no_text_is_a_400() -> None:
+    """Of a field, not of a file, whose bytes may be anything."""
+    with pytest.raises(RequestError, match="'prompt' is not UTF-8"):
+        Part("prompt", False, memoryview(b"\xff")).text()
