@@ -38,7 +38,7 @@ UsedSeed = Annotated[
 
 
 class FullOutput(BaseModel):
-    """Output of the dev family."""
+    """Output of [dev] and [klein]."""
 
     images: Images
     timings: Annotated[dict[str, float], Field(description="Seconds spent, by stage.")]
@@ -50,7 +50,7 @@ class FullOutput(BaseModel):
 
 
 class SlimOutput(BaseModel):
-    """Output of the flex family."""
+    """Output of flex, pro and max."""
 
     images: Images
     seed: UsedSeed

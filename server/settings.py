@@ -138,12 +138,12 @@ class Settings(BaseSettings):
     )
     flash_lora: Path | None = Field(
         None,
-        description="The eight-step LoRA of the flash endpoints; by default "
+        description="The eight-step LoRA of the flash and turbo endpoints; by default "
         "`flash/flux.2-turbo-lora.safetensors` in the model folder.",
     )
     flash_fallback: Literal["none", "steps"] = Field(
         "none",
-        description="What the flash endpoints do without that file: answer 503, or take the eight "
+        description="What these endpoints do without that file: answer 503, or take the eight "
         "steps without it.",
     )
     flash_schedule: FlashSchedule = Field(
