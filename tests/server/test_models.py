@@ -379,3 +379,15 @@ def test_a_folder_of_another_model_is_refused(
         with pytest.raises(ConfigurationError, match=f"so this is not {model}$"):
             check_settings(settings)
     check_settings(make_settings(model=None, models={**folders, Model.KLEIN_9B: Path("/none")}))
+
+
+def test_criteria_that_a_model_cannot_judge_are_refused(
+    make_settings: Callable[..., Settings], folders: dict[Model, Path], tmp_path: Path
+) -> None:
+    """At the start, rather than with a model that is given up for one that can never be loaded."""
+    criteria = tmp_path / "criteria.txt"
+    criteria.write_text("has weapons\n", encoding="utf-8")
+    settings = make_settings(model=None, models=folders, prompt_criteria=criteria)
+    with pytest.raises(ConfigurationError, match="which klein-4b does not have"):
+        check_settings(settings)
+    check_settings(make_settings(model=folders[Model.DEV], prompt_criteria=criteria))
