@@ -183,6 +183,8 @@ class Attempt:
     ) -> Generated:
         if self._cancelled:
             raise cancelled_error()
+        if self._runner.model is not self.job.model:
+            raise RunnerAbsentError("the runner was lost, and has another model now")
         request = GenerationRequest(
             request_id=self.job.request_id,
             prompt=order.prompt,

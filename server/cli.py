@@ -127,7 +127,8 @@ def doctor(
         command += ["--model", str(folder), "--dtype", settings.dtype]
         command += ["--profile", settings.profile]
         command += [f"--device={device}" for device in devices_of(settings.places, name)]
-        command += [f"--flash-lora={settings.flash_lora}"] if settings.flash_lora else []
+        if settings.flash_lora and name is Model.DEV:
+            command.append(f"--flash-lora={settings.flash_lora}")
         command += ["--json"] if as_json else []
         codes.append(subprocess.run(command, check=False).returncode)  # noqa: S603
     raise typer.Exit(max(codes))

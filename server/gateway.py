@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from pipelines.types import Model
 from server.admission import Admission
 from server.attempts import Parts
 from server.clock import SteadyClock
@@ -226,6 +227,12 @@ def check_settings(settings: Settings) -> None:
             "the server an HTTPS port too, or leave the proxy off"
         )
     check_kinds(settings.folders)
+    others = [model for model in settings.folders if model is not Model.DEV]
+    if settings.prompt_criteria and others:
+        raise ConfigurationError(
+            f"FLUX2_PROMPT_CRITERIA is judged by the text encoder of dev, which {others[0]} does "
+            "not have: its prompts would pass unjudged. Take the model or the criteria away."
+        )
 
 
 def is_loopback(host: str) -> bool:

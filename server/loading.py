@@ -22,7 +22,7 @@ def load_options(settings: Settings, model: Model, device: str) -> LoadOptions:
         dtype=settings.dtype,
         compile=settings.compile,
         attention=settings.attention,
-        flash_lora=settings.flash_lora,
+        flash_lora=settings.flash_lora if model is Model.DEV else None,
         flash_fallback=settings.flash_fallback == "steps",
         flash_schedule=settings.flash_schedule,
         compile_cache=settings.data_dir / "cache",

@@ -71,7 +71,8 @@ class Prefetcher:
         places: Mapping[Need, int],
         on_ready: Callable[[], None],
         on_failed: Callable[[Job, FalError | None], Awaitable[None]],
-        models: Collection[Model] = (Model.DEV,),
+        *,
+        models: Collection[Model],
     ) -> None:
         self._models = tuple(models)
         self._store = store

@@ -1,9 +1,9 @@
 """Which model a runner serves next, where it may load several: pure, so that it can be proved.
 
-Requests are made in the order of their acceptance, but loading a model takes a minute. So those
-whose model is loaded may go before one whose model is not: only the next few that were accepted
-after it, and only for so long. Either bound alone would do against starvation; both are there
-because nobody knows how long a request takes, or how many come.
+Requests are made in the order of their acceptance, but loading a model takes as long as a start.
+So those whose model is loaded may go before one whose model is not: only the next few that were
+accepted after it, and only for so long. Either bound alone would do against starvation; both are
+there because nobody knows how long a request takes, or how many come.
 """
 
 from collections.abc import Collection, Sequence

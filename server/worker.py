@@ -146,6 +146,8 @@ class Worker:
         turn = await self._find_turn() if loaded is None or self._may_claim else Turn()
         if self.loaded is not loaded:
             return
+        if loaded and not self._may_claim:  # nor may it be in the meantime
+            turn = Turn()
         if turn.model and turn.model is loaded:
             job = await self._claim(turn.model)
             if job:

@@ -14,7 +14,9 @@ import server.worker
 from pipelines.types import Model
 from server.dispatcher import ModelState
 from server.errors import ConfigurationError
+from server.family.endpoint import Order
 from server.gateway import check_settings
+from server.inputs import InputPreparer
 from server.jobs import Job, JobStatus
 from server.settings import Settings
 from tests.faults.model_folders import make_model_folder
@@ -88,8 +90,9 @@ def words_of(box: Box) -> set[str]:
 
 
 def order_of(box: Box) -> list[str]:
-    """Return the requests in the order of their completion."""
-    return [job.request_id for job in box.completed]
+    """Return the completed requests in the order in which they were begun."""
+    begun = sorted(box.completed, key=lambda job: job.started_at or 0.0)
+    return [job.request_id for job in begun]
 
 
 async def job_of(box: Box, request_id: str) -> Job:
@@ -281,6 +284,32 @@ async def test_a_kill_during_a_switch_loses_nothing(box: Box, folders: dict[Mode
     assert (job.attempts, job.runner_deaths) == (1, 0)
 
 
+async def test_no_request_is_drawn_by_another_model(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was begun, and finds its runner replaced by one with another model, waits again."""
+    read, gate = box.parts.inputs.read, asyncio.Event()
+
+    async def read_late(self: InputPreparer, job: Job) -> Order:
+        assert self is box.parts.inputs
+        if job.request_id == "d1":
+            await gate.wait()
+        return await read(job)
+
+    monkeypatch.setattr(InputPreparer, "read", read_late)
+    await box.submit("d1", "plain")
+    box.dispatcher.start()
+    await until(lambda: box.store.backlog.in_progress)
+    await box.submit("k1", "plain", endpoint_id=KLEIN)
+    assert box.runner.pid is not None
+    os.kill(box.runner.pid, signal.SIGKILL)
+    await until(lambda: box.dispatcher.model_states[Model.KLEIN_4B].word == "loaded")
+    gate.set()
+    assert await made_by(box, "d1") == "dev"
+    assert await made_by(box, "k1") == "klein-4b"
+    assert (await job_of(box, "d1")).attempts == 1
+
+
 async def test_two_runners_have_two_models(make_box: MakeBox) -> None:
     """With nothing to do each loads what the other has not; then nobody has to switch."""
     box = make_box(devices=("cpu", "cpu"))
@@ -350,3 +379,15 @@ def test_a_folder_of_another_model_is_refused(
         with pytest.raises(ConfigurationError, match=f"so this is not {model}$"):
             check_settings(settings)
     check_settings(make_settings(model=None, models={**folders, Model.KLEIN_9B: Path("/none")}))
+
+
+def test_criteria_that_a_model_cannot_judge_are_refused(
+    make_settings: Callable[..., Settings], folders: dict[Model, Path], tmp_path: Path
+) -> None:
+    """At the start, rather than with a model that is given up for one that can never be loaded."""
+    criteria = tmp_path / "criteria.txt"
+    criteria.write_text("has weapons\n", encoding="utf-8")
+    settings = make_settings(model=None, models=folders, prompt_criteria=criteria)
+    with pytest.raises(ConfigurationError, match="which klein-4b does not have"):
+        check_settings(settings)
+    check_settings(make_settings(model=folders[Model.DEV], prompt_criteria=criteria))
