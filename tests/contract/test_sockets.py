@@ -1,32 +1,34 @@
-"""Websockets from outside: order and buffering, tokens, limits, who leaves, and HTTP over them."""
+"""Websockets from outside: order and buffering, limits, who leaves, and HTTP over them."""
 
 import contextlib
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import msgpack
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
-from websockets.sync.client import connect as open_socket
 
 from tests.conftest import RunningServer, StartServer
-from tests.contract.conftest import WAIT_SECONDS, Api, connect, poll_until
+from tests.contract.conftest import Api, connect, poll_until
 from tests.contract.fault_server import ENDPOINT, INSTANT, held, start_fault_server
-from tests.contract.test_keys import Key, create, keys_command
 from tests.contract.test_stream import count_open_files
+from tests.contract.websocket_calls import (
+    REALTIME,
+    Answer,
+    ask,
+    end_code,
+    read,
+    refusal,
+    settle,
+    talk,
+)
 
-REALTIME = f"/{ENDPOINT}/realtime"
-OTHER = "fal-ai/flux-2-flex"
 MANY = 20
 MOST_SOCKETS = 30
 BODY_LIMIT_BYTES = 2**20
-
-Answer = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -50,56 +52,6 @@ def box(server: RunningServer) -> Iterator[Api]:
     """Return plain calls on that server."""
     with connect(server) as http:
         yield Api(http)
-
-
-def talk(
-    server: RunningServer, path: str = REALTIME, host: str | None = None, **headers: str
-) -> ClientConnection:
-    """Open a websocket; `host` is the name by which the server is asked."""
-    address = server.http.removeprefix("http://")
-    name, _, port = address.rpartition(":")
-    return open_socket(
-        f"ws://{host or address}{path}",
-        sock=socket.create_connection((name, int(port)), WAIT_SECONDS),
-        additional_headers={key.replace("_", "-"): value for key, value in headers.items()},
-        open_timeout=WAIT_SECONDS,
-        proxy=None,
-        legacy=True,
-    )
-
-
-def ask(line: ClientConnection, body: Answer) -> Answer:
-    """Send an input in MessagePack and return what comes next."""
-    line.send(msgpack.packb(body))
-    return read(line)
-
-
-def read(line: ClientConnection) -> Answer:
-    """Return the next message."""
-    message = line.recv(WAIT_SECONDS)
-    answer: Answer = json.loads(message) if isinstance(message, str) else msgpack.unpackb(message)
-    return answer
-
-
-def settle(line: ClientConnection) -> None:
-    """Return when the server has read all that was sent so far."""
-    assert line.ping().wait(WAIT_SECONDS)
-
-
-def end_code(line: ClientConnection) -> int | None:
-    """Wait for the end of a connection and return the code that the server gave."""
-    with pytest.raises(ConnectionClosed) as caught:
-        line.recv(WAIT_SECONDS)
-    return caught.value.rcvd.code if caught.value.rcvd else None
-
-
-def refusal(server: RunningServer, *arguments: Any, **headers: str) -> tuple[int, Answer]:
-    """Return how a websocket is refused: the status and the body."""
-    with pytest.raises(InvalidStatus) as caught:
-        talk(server, *arguments, **headers)
-    response = caught.value.response
-    assert response.headers["x-fal-request-id"]
-    return response.status_code, json.loads(bytes(response.body or b""))
 
 
 def test_json_messages_are_answered_in_json(server: RunningServer, box: Api) -> None:
@@ -309,137 +261,3 @@ def test_a_silent_websocket_is_closed(start_server: StartServer, tmp_path: Path)
         assert (told["error"], told["status_code"]) == ("RUNNER_DISCONNECTED", 503)
         assert end_code(line) == 1012
     assert server.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def keyed(
-    start_server: StartServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunningServer, Key]]:
-    """Return a server that asks for a key, and that key."""
-    data_dir = tmp_path_factory.mktemp("keyed") / "data"
-    key = create(data_dir)
-    server = start_fault_server(start_server, data_dir)
-    yield server, key
-    assert server.stop() == 0
-    assert not [line for line in server.lines if "Traceback" in line or "fal_jwt_token" in line]
-
-
-def token_for(server: RunningServer, key: Key, app: str, seconds: int = 60) -> str:
-    """Get a token as fal's clients do."""
-    with connect(server, authorization=f"Key {key.credential}") as http:
-        answer = http.post(
-            "/rest/tokens/", json={"allowed_apps": [app], "token_expiration": seconds}
-        )
-    assert answer.status_code == 200
-    token = answer.json()
-    assert isinstance(token, str)
-    return token
-
-
-def is_refused(server: RunningServer, token: str) -> bool:
-    """Say whether a token is refused on a websocket, in the words that both clients know."""
-    with talk(server, f"{REALTIME}?fal_jwt_token={token}") as line:
-        with contextlib.suppress(ConnectionClosed):
-            line.send(msgpack.packb(INSTANT))
-        told = read(line)
-        if "images" in told:
-            return False
-        assert (told["type"], told["status"]) == ("x-fal-error", "error")
-        assert told["error"] == "Unauthorized"
-        assert end_code(line) == 1008
-        return True
-
-
-def test_keys_and_tokens_open_a_websocket(keyed: tuple[RunningServer, Key]) -> None:
-    """Without either it is HTTP's 401; a token opens its own application, and HTTP over it none."""
-    server, key = keyed
-    assert refusal(server)[0] == 401
-    assert refusal(server, REALTIME, authorization="Key a:b")[0] == 401
-    with talk(server, authorization=f"Key {key.credential}") as line:
-        assert ask(line, INSTANT)["images"]
-    token = token_for(server, key, "flux-2")
-    assert not is_refused(server, token)
-    assert is_refused(server, token[:-4] + "AAAA")
-    assert is_refused(server, token_for(server, key, OTHER))
-    with talk(server, f"/ws/{ENDPOINT}?fal_jwt_token={token}") as line:
-        assert read(line)["error"] == "Unauthorized"
-
-
-def test_a_token_is_good_again_until_it_expires(keyed: tuple[RunningServer, Key]) -> None:
-    """Clients come back with the one they have; what is open then stays open."""
-    server, key = keyed
-    token = token_for(server, key, "flux-2", 2)
-    path = f"{REALTIME}?fal_jwt_token={token}"
-    with talk(server, path) as line:
-        assert not is_refused(server, token)
-        poll_until(lambda: is_refused(server, token), "the token expires", 10)
-        assert ask(line, INSTANT)["images"]
-    with connect(server) as http:
-        answer = http.post(f"/{ENDPOINT}/stream?fal_jwt_token={token}", json=INSTANT)
-        assert answer.status_code == 401
-
-
-def test_a_token_streams_and_does_nothing_else(keyed: tuple[RunningServer, Key]) -> None:
-    """Not even what belongs to its key."""
-    server, key = keyed
-    query = {"fal_jwt_token": token_for(server, key, ENDPOINT)}
-    other = {"fal_jwt_token": token_for(server, key, OTHER)}
-
-    def status(http: httpx2.Client, method: str, path: str, params: dict[str, str]) -> int:
-        return http.request(method, path, params=params, json=INSTANT).status_code
-
-    with connect(server) as http:
-        assert status(http, "POST", f"/{ENDPOINT}/stream", query) == 200
-        assert status(http, "POST", f"/{ENDPOINT}/stream", other) == 401
-        for method, path in (
-            ("POST", f"/{ENDPOINT}"),
-            ("POST", f"/queue/{ENDPOINT}"),
-            ("GET", f"/queue/{ENDPOINT}/requests/x/status/stream"),
-            ("POST", f"/queue/{ENDPOINT}/stream"),
-            ("POST", "/rest/tokens/"),
-            ("GET", f"/v1/models/requests/by-endpoint?endpoint_id={ENDPOINT}"),
-        ):
-            assert status(http, method, path, query) == 401
-
-
-def test_a_revoked_key_ends_its_tokens_and_its_websockets(keyed: tuple[RunningServer, Key]) -> None:
-    """Also those that are open."""
-    server, _ = keyed
-    key = create(server.data_dir)
-
-    def is_known() -> bool:
-        with connect(server, authorization=f"Key {key.credential}") as http:
-            return http.get(f"/queue/{ENDPOINT}/requests/x/status").status_code == 404
-
-    poll_until(is_known, "the new key is known", 10)
-    token = token_for(server, key, "flux-2")
-    with talk(server, f"{REALTIME}?fal_jwt_token={token}") as line:
-        assert ask(line, INSTANT)["images"]
-        assert keys_command(server.data_dir, "revoke", key.id).returncode == 0
-        poll_until(lambda: is_refused(server, token), "the token is refused", 10)
-        assert ask(line, INSTANT)["error"] == "Unauthorized"
-        assert end_code(line) == 1008
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "loc"),
-    [
-        ("/rest/tokens/", {}, "allowed_apps"),
-        ("/rest/tokens", {"allowed_apps": []}, "allowed_apps"),
-        ("/rest/tokens", {"allowed_apps": "flux-2"}, "allowed_apps"),
-        ("/rest/tokens", {"allowed_apps": ["a b"]}, "allowed_apps"),
-        ("/rest/tokens", {"allowed_apps": [""]}, "allowed_apps"),
-        ("/rest/tokens", {"allowed_apps": ["x" * 101]}, "allowed_apps"),
-        ("/rest/tokens", {"allowed_apps": ["x"] * 17}, "allowed_apps"),
-        ("/rest/tokens", {"allowed_apps": ["x"], "token_expiration": 0}, "token_expiration"),
-        ("/rest/tokens", {"allowed_apps": ["x"], "token_expiration": 86401}, "token_expiration"),
-        ("/rest/tokens/realtime", {"allowed_apps": ["x"], "duration": "long"}, "duration"),
-    ],
-)
-def test_wrong_orders_of_tokens(box: Api, path: str, body: Any, loc: str) -> None:
-    """Each is told where it is wrong; without a key the box's own account gets tokens too."""
-    answer = box.http.post(path, json=body)
-    assert answer.status_code == 422
-    assert answer.json()["detail"][0]["loc"][:2] == ["body", loc]
-    good = {"allowed_apps": ["/fal-ai/flux-2/realtime"], "duration": 86400}
-    assert isinstance(box.http.post(path, json=good).json(), str)
