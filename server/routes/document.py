@@ -13,6 +13,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from server.family.endpoint import Endpoint
 from server.jobs import app_id_of
 from server.routes.document_files import file_paths, storage_paths
+from server.routes.document_images import image_paths
 from server.routes.document_parts import (
     ERRORS,
     LOGS,
@@ -65,6 +66,7 @@ def build_own_document(endpoints: Sequence[Endpoint], origin: str) -> Json:
             **token_paths(),
             **storage_paths(),
             **file_paths(),
+            **image_paths(),
             **_models_and_requests(),
             **_others(endpoints),
         },

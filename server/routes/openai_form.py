@@ -32,7 +32,11 @@ FLAGGED = (Reason.NSFW, Reason.NSFW_SECOND_LOOK)
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 QUALITIES: Mapping[str, str | None] = MappingProxyType(
-    {"low": "high", "medium": None, "standard": None, "auto": None, "high": "none", "hd": "none"}
+    {
+        "low": "high",
+        **dict.fromkeys(("auto", "medium", "standard")),
+        **dict.fromkeys(("high", "xhigh", "max", "hd"), "none"),
+    }
 )
 """The `acceleration` that a `quality` means; None is the endpoint's own."""
 
@@ -50,7 +54,9 @@ class ImageRequest(BaseModel):
     prompt: Any = None
     n: int | None = None
     size: str | None = None
-    quality: Literal["low", "medium", "standard", "auto", "high", "hd"] | None = None
+    quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = (
+        None
+    )
     response_format: Literal["url", "b64_json"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     background: Literal["auto", "opaque"] | None = None

@@ -12,9 +12,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission
+from server.errors import InputError
 from server.jobs import Job
 from server.offer import Offer
-from server.routes.answers import LONG_BODY_BYTES, AsciiJSONResponse, read_body, read_json
+from server.routes.answers import (
+    LONG_BODY_BYTES,
+    AsciiJSONResponse,
+    error_response,
+    read_body,
+    read_json,
+)
 from server.routes.auth import caller_of
 from server.routes.doors import door_of
 from server.routes.multipart import read_parts
@@ -87,7 +94,18 @@ class ImageRoutes:
         if answer.status_code != 200:
             answer.headers.update(FINAL)
             return answer
-        return AsciiJSONResponse(write_answer(done, form), headers=outcome_headers(done))
+        if len(answer.body) > LONG_BODY_BYTES:
+            return await asyncio.to_thread(_respond, done, form)
+        return _respond(done, form)
+
+
+def _respond(job: Job, form: AnswerForm) -> Response:
+    """Answer with the images of a job that gave some, or say that none may be seen."""
+    headers = outcome_headers(job)
+    try:
+        return AsciiJSONResponse(write_answer(job, form), headers=headers)
+    except InputError as error:
+        return error_response(error, headers)
 
 
 def _translate_form(body: bytearray, content_type: str, offer: Offer) -> Translated:

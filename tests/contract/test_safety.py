@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 
@@ -141,6 +142,23 @@ def test_a_flagged_image_never_leaves(
     assert colours(api, answer) == [BLACK, BLACK, (1, 0, 0), (2, 0, 0)][:count]
     if not is_single:
         assert answer["has_nsfw_concepts"] == [True, False, False, False][:count]
+
+
+def test_openai_s_form_tells_a_flagged_image(api: Api) -> None:
+    """Alone it is an error that its readers understand; among others it is black in its place."""
+
+    def draw(number: int) -> httpx2.Response:
+        body = {"prompt": "now", "seed": FLAGGED_SEED, "n": number, "size": "512x512"}
+        return api.http.post("/v1/images/generations", json={**body, "model": "gpt-image-1"})
+
+    alone = draw(1)
+    assert (alone.status_code, alone.json()["error"]["code"]) == (400, "content_policy_violation")
+    assert "x-flux2-settings" in alone.headers, "it was made"
+    images = [image["b64_json"] for image in draw(3).raise_for_status().json()["data"]]
+    urls = [f"data:image/png;base64,{payload}" for payload in images]
+    entry = {"content_type": "image/png", "width": 512, "height": 512}
+    answer = {"images": [{**entry, "url": url} for url in urls]}
+    assert colours(api, answer) == [BLACK, BLACK, (1, 0, 0)]
 
 
 def test_blocked_images_are_nowhere_but_in_the_quarantine(api: Api, checked: RunningServer) -> None:

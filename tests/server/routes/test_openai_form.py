@@ -124,8 +124,9 @@ def test_sizes_numbers_and_formats() -> None:
 def test_qualities() -> None:
     """A lower one may be less exact, a higher one must be exact, and others say nothing."""
     assert body(quality="low")["acceleration"] == "high"
-    assert body(quality="hd")["acceleration"] == body(quality="high")["acceleration"] == "none"
-    for silent in (body(quality="auto"), body(), body(quality="low", model=FLASH)):
+    for exact in ("high", "xhigh", "max", "hd"):
+        assert body(quality=exact)["acceleration"] == "none"
+    for silent in (body(quality="auto"), body(quality="medium"), body(quality="low", model=FLASH)):
         assert "acceleration" not in silent
 
 
