@@ -21,14 +21,11 @@ from torch import nn
 from pipelines.cache import TensorCache
 from pipelines.model_size import PROMPT_LAYERS
 from pipelines.plan import TEXT_TOKENS
-from pipelines.types import SIZE_MULTIPLE_PIXELS
+from pipelines.types import REFERENCE_AREA_PIXELS, size_of_reference
 from pipelines.variants import derive
 
 READ_LAYERS = (10, 20, PROMPT_LAYERS)
 """After which layers of the text encoder its hidden states are read."""
-
-REFERENCE_AREA_PIXELS = 1024 * 1024
-"""A larger reference image is scaled down to this area, as `Flux2Pipeline` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +150,7 @@ class ReferenceEncoder:
             picture = opened.convert("RGB")
         processor.check_image_input(picture)
         picture = processor._resize_if_exceeds_area(picture, REFERENCE_AREA_PIXELS)  # noqa: SLF001
-        width, height = (
-            side // SIZE_MULTIPLE_PIXELS * SIZE_MULTIPLE_PIXELS for side in picture.size
-        )
+        width, height = size_of_reference(*picture.size)
         pixels: torch.Tensor = processor.preprocess(
             picture, height=height, width=width, resize_mode="crop"
         )

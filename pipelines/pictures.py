@@ -18,7 +18,7 @@ def side_by_side(paths: Sequence[Path], area_pixels: int) -> Image.Image:
     They are reduced one by one before they are joined: four large ones would not fit into memory
     together. Nothing is ever enlarged. Raises OSError for what is no picture.
     """
-    sizes = [_size_of(path) for path in paths]
+    sizes = [size_of(path) for path in paths]
     width, height = sum(width for width, _ in sizes), max(height for _, height in sizes)
     scale = _scale(width, height, area_pixels)
     pictures = [_open(path, scale) for path in paths]
@@ -30,9 +30,15 @@ def side_by_side(paths: Sequence[Path], area_pixels: int) -> Image.Image:
     return row
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture, by its header. Raises OSError for what is none."""
+    with Image.open(path) as opened:
+        return opened.size
+
+
 def open_reduced(path: Path, area_pixels: int) -> Image.Image:
     """Read one picture, reduced to this area at most. Raises OSError for what is no picture."""
-    return _open(path, _scale(*_size_of(path), area_pixels))
+    return _open(path, _scale(*size_of(path), area_pixels))
 
 
 def reduce(picture: Image.Image, area_pixels: int) -> Image.Image:
@@ -42,11 +48,6 @@ def reduce(picture: Image.Image, area_pixels: int) -> Image.Image:
 
 def _scale(width: int, height: int, area_pixels: int) -> float:
     return min(1.0, math.sqrt(area_pixels / (width * height)))
-
-
-def _size_of(path: Path) -> tuple[int, int]:
-    with Image.open(path) as opened:
-        return opened.size
 
 
 def _open(path: Path, scale: float) -> Image.Image:

@@ -26,7 +26,7 @@ USUAL_REQUEST: Request = (4096, 4096)
 """1024x1024 with one reference of 1 MP. `auto` leaves room for this where it can."""
 
 LARGEST_REQUEST: Request = (16384, 4 * 4096)
-"""2048x2048 with four references of 1 MP each, the most that fal's endpoints take."""
+"""2048x2048 with four references of 1 MP each, the most that most of fal's endpoints take."""
 
 OVERHEAD_BYTES = 500_000_000
 """What the device needs beside tensors once work begins: kernels loaded late, work space of cuBLAS,

@@ -4,6 +4,7 @@ The gateway builds these and sends them to the runner, so everything but the ima
 made of numbers, strings and paths.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +17,9 @@ from pipelines.instructions import MAX_NEW_TOKENS
 
 SIZE_MULTIPLE_PIXELS = 16
 """One FLUX.2 token covers 16x16 pixels: the VAE reduces 8 times, the 2x2 patches twice more."""
+
+REFERENCE_AREA_PIXELS = 1024 * 1024
+"""A larger reference image is scaled down to this area, as `Flux2Pipeline` does."""
 
 MAX_SEED = 2**63 - 1
 """The largest seed `torch.Generator.manual_seed` takes as a signed 64-bit integer."""
@@ -282,3 +286,15 @@ def ignore_load_progress(_stage: str, _fraction: float) -> None:
 def floor_to_multiple(pixels: int) -> int:
     """The largest size the model can draw that is not above `pixels`: a multiple of 16."""
     return pixels // SIZE_MULTIPLE_PIXELS * SIZE_MULTIPLE_PIXELS
+
+
+def size_of_reference(width: int, height: int) -> tuple[int, int]:
+    """Return the size in pixels that a reference image of this size is read at.
+
+    It is also the size of an image that is asked for without one, as `Flux2Pipeline` does it.
+    """
+    area = width * height
+    if area > REFERENCE_AREA_PIXELS:
+        scale = math.sqrt(REFERENCE_AREA_PIXELS / area)
+        width, height = int(width * scale), int(height * scale)
+    return floor_to_multiple(width), floor_to_multiple(height)

@@ -1,4 +1,4 @@
-"""Start a server on the demonstration checkpoint, ask every endpoint, draw a contact sheet."""
+"""Start a server on the demonstration checkpoint, ask its endpoints, draw a contact sheet."""
 
 import argparse
 import os

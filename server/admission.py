@@ -11,14 +11,15 @@ from typing import Any
 
 import structlog
 
-from server.catalogue import Endpoint
 from server.clock import Clock
 from server.errors import RequestError
+from server.family.endpoint import Endpoint
 from server.image_urls import need_of
 from server.jobs import Job, Priority
 from server.keys import Caller
 from server.limiter import TokenBuckets
 from server.names import OwnNames
+from server.offer import Offer
 from server.settings import Settings
 from server.store import Store
 from server.telemetry import prompt_in
@@ -58,6 +59,11 @@ class Admission:
         self._on_accepted = on_accepted
         self._requests = TokenBuckets(clock)
         self._own_names = OwnNames.of(settings)
+        self._offer = Offer.of(settings)
+
+    def find_endpoint(self, endpoint_id: str) -> Endpoint:
+        """Return the endpoint that a request may be for. Raises as `Offer.find`."""
+        return self._offer.find(endpoint_id)
 
     async def accept(
         self, caller: Caller, endpoint: Endpoint, body: Any, origin: str, wishes: Wishes

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from server.errors import FalError, RequestError
 from server.gateway import Gateway
 from server.names import OwnNames
+from server.offer import Offer
 from server.routes import files, health, jwks, openapi, queue, requests, run, stream
 from server.routes.answers import (
     AsciiJSONResponse,
@@ -84,7 +85,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         health.make_router(
             settings, store, dispatcher, metrics, clock, gateway.keys, gateway.checker
         ),
-        openapi.make_router(),
+        openapi.make_router(Offer.of(settings)),
         jwks.make_router(gateway.signer),
         files.make_router(store, gateway.files, metrics, clock),
         UploadRoutes(gateway.uploads, gateway.tickets).router,

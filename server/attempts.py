@@ -14,12 +14,14 @@ from typing import TypeVar
 
 import structlog
 
+from pipelines.pictures import size_of
 from pipelines.types import GenerationRequest, Stage
 from server import jobs
-from server.catalogue import Endpoint, Order, find_endpoint
+from server.catalogue import find_endpoint
 from server.clock import Clock
 from server.errors import FalError, RequestError
 from server.events import Events
+from server.family.endpoint import Endpoint, Order
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, Outcome
@@ -154,6 +156,8 @@ class Attempt:
                 keep_seconds = self._parts.settings.sync_result_seconds
             prepared = await self._take(order)
             order = prepared.apply_to(order)
+            if order.needs_size:
+                order = order.fit_to(*await asyncio.to_thread(size_of, prepared.references[0]))
             generated = await self._draw(endpoint, order, prepared.references)
             return await self._until_stored(
                 lambda: self._build(endpoint, order, generated, keep_seconds)

@@ -4,7 +4,7 @@ from collections.abc import Container
 from typing import Any
 from urllib.parse import urlsplit
 
-from server.catalogue import Endpoint
+from server.family.endpoint import Endpoint
 from server.files import NAME_PATTERN, URL_PREFIX
 from server.jobs import Need
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from server.catalogue import Order, find_endpoint
+from server.catalogue import find_endpoint
 from server.errors import ECHO_LIMIT_CHARACTERS, InputError, content_error
 from server.expansion import RemoteExpander
+from server.family.endpoint import Order
 from server.files import FileStore
 from server.image_urls import (
     IMAGE_FIELD,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import structlog
 
-from server.catalogue import Order
 from server.errors import FalError
+from server.family.endpoint import Order
 from server.inputs import Expanded, InputPreparer
 from server.jobs import Job, Need
 from server.store import Store, StoreUnavailableError

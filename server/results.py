@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.catalogue import Endpoint, Order
 from server.errors import FalError, RequestError
+from server.family.endpoint import Endpoint, Order
 from server.files import URL_PREFIX, FileStore
 from server.jobs import Job, Outcome, StoredFile
 from server.runners.local import Generated

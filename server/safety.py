@@ -12,9 +12,9 @@ import structlog
 from pipelines.checker_folder import FOLDER_NAME, CheckerFolder, read_checker_folder
 from pipelines.errors import CheckerUnavailableError
 from pipelines.types import SafetyOptions
-from server.catalogue import Order
 from server.denylist import DenyList, read_deny_list
 from server.errors import ConfigurationError, InputError, RequestError, content_error
+from server.family.endpoint import Order
 from server.keyfile import SafetyRule
 from server.keys import Caller
 from server.settings import Settings

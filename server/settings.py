@@ -116,12 +116,12 @@ class Settings(BaseSettings):
     )
     flash_lora: Path | None = Field(
         None,
-        description="The eight-step LoRA of the flash endpoints; by default "
+        description="The eight-step LoRA of the flash and turbo endpoints; by default "
         "`flash/flux.2-turbo-lora.safetensors` in the model folder.",
     )
     flash_fallback: Literal["none", "steps"] = Field(
         "none",
-        description="What the flash endpoints do without that file: answer 503, or take the eight "
+        description="What these endpoints do without that file: answer 503, or take the eight "
         "steps without it.",
     )
     flash_schedule: FlashSchedule = Field(
@@ -131,6 +131,11 @@ class Settings(BaseSettings):
     )
     cache_bytes: int = Field(
         CACHE_BYTES, ge=0, description="Most memory for remembered prompts and reference images."
+    )
+    aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Endpoints of models whose weights are not public, such as "
+        "`fal-ai/flux-2-pro`, that FLUX.2 [dev] stands in for, separated by commas.",
     )
     safety: SafetyRule = Field(
         default_factory=_default_safety,
@@ -310,7 +315,15 @@ class Settings(BaseSettings):
         return None if isinstance(value, str) and value.lower() == "none" else value
 
     @field_validator(
-        *("tls_names", "devices", "origins", "fetch_allow", "webhook_allow", "safety_labels"),
+        *(
+            "tls_names",
+            "devices",
+            "origins",
+            "fetch_allow",
+            "webhook_allow",
+            "safety_labels",
+            "aliases",
+        ),
         mode="before",
     )
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageStat
 
+from pipelines.pictures import size_of
 from pipelines.types import (
     GenerationRequest,
     LoadOptions,
@@ -19,8 +20,9 @@ from pipelines.types import (
     Pipeline,
     ignore_load_progress,
 )
-from server.catalogue import Order, find_endpoint
+from server.catalogue import find_endpoint
 from server.errors import ConfigurationError, FalError
+from server.family.endpoint import Order
 from server.image_urls import IMAGE_FIELD
 from server.images import ImageRefusedError, encode
 from server.provenance.markers import Marking
@@ -103,13 +105,16 @@ def replay(
     watermark = receipt["applied"].get("watermark") == "on"
     marking = Marking(marker=False, watermark=watermark)
     with tempfile.TemporaryDirectory() as folder:
+        paths = _write(references, Path(folder), limit_pixels)
+        if order.needs_size:
+            order = order.fit_to(*size_of(paths[0]))
         request = GenerationRequest(
             request_id=receipt["request_id"],
             prompt=order.prompt,
             seed=order.seed,
             num_images=order.num_images,
             settings=order.settings,
-            reference_images=_write(references, Path(folder), limit_pixels),
+            reference_images=paths,
         )
         made = pipeline.generate(request, lambda _: None, lambda: False)
         for told, generated in zip(receipt["images"], made, strict=True):

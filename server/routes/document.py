@@ -1,16 +1,16 @@
-"""The server's own OpenAPI document: every route, made from the catalogue, with all its answers.
+"""The server's own OpenAPI document: every route of what is served, with all its answers.
 
 The documents in fal's form, one for each endpoint, are in `openapi.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from server.catalogue import APP_IDS, CATALOGUE
+from server.family.endpoint import Endpoint
 from server.jobs import app_id_of
 from server.routes.document_files import file_paths, storage_paths
 from server.routes.document_parts import (
@@ -38,16 +38,17 @@ from server.routes.document_parts import (
 from server.schemas import CancelAnswer, QueueStatus
 
 
-def build_own_document(origin: str) -> Json:
-    """Build the document of the server that is reached under `origin`."""
+def build_own_document(endpoints: Sequence[Endpoint], origin: str) -> Json:
+    """Build the document of the server that serves these and is reached under `origin`."""
     paths: Json = {}
-    for endpoint in CATALOGUE.values():
+    for endpoint in endpoints:
         app_id = app_id_of(endpoint.id)
         paths[f"/{endpoint.id}"] = {"post": _run(endpoint.id, endpoint.title)}
         paths[f"/{endpoint.id}/stream"] = {"post": _stream(endpoint.id, endpoint.title)}
         paths[f"/queue/{endpoint.id}"] = {"post": _submit(endpoint.id, endpoint.title, app_id)}
-    for app_id in sorted(APP_IDS):
-        paths |= _kept(app_id)
+    for app_id in sorted({app_id_of(endpoint.id) for endpoint in endpoints}):
+        titles = [each.title for each in endpoints if app_id_of(each.id) == app_id]
+        paths |= _kept(app_id, {"anyOf": [ref(f"{title}Output") for title in titles]})
     return {
         "openapi": "3.1.0",
         "info": {
@@ -58,7 +59,7 @@ def build_own_document(origin: str) -> Json:
         },
         "servers": [{"url": origin}],
         "security": [{"key": []}, {}],
-        "paths": {**paths, **storage_paths(), **file_paths(), **_requests(), **_others()},
+        "paths": {**paths, **storage_paths(), **file_paths(), **_requests(), **_others(endpoints)},
         "components": {
             "securitySchemes": {
                 "key": {
@@ -68,7 +69,7 @@ def build_own_document(origin: str) -> Json:
                     "description": "`Key id:secret`; needed only where keys are configured.",
                 }
             },
-            "schemas": _schemas(),
+            "schemas": _schemas(endpoints),
             "responses": {str(code): error_answer(code) for code in ERRORS},
         },
     }
@@ -120,10 +121,11 @@ def _submit(endpoint_id: str, title: str, app_id: str) -> Json:
     )
 
 
-def _kept(app_id: str) -> Json:
+def _kept(app_id: str, outputs: Json) -> Json:
+    """Describe the requests of one application; its endpoints answer any of `outputs`."""
     base = f"/queue/{app_id}/requests/{{request_id}}"
     tag: Json = {"tags": ["queue"]}
-    status, outputs = ref("QueueStatus"), _outputs(app_id)
+    status = ref("QueueStatus")
     return {
         f"{base}/status": {
             "get": operation(
@@ -171,12 +173,6 @@ def _kept(app_id: str) -> Json:
     }
 
 
-def _outputs(app_id: str) -> Json:
-    """Describe what any endpoint of an application answers."""
-    titles = [item.title for item in CATALOGUE.values() if app_id_of(item.id) == app_id]
-    return {"anyOf": [ref(f"{title}Output") for title in titles]}
-
-
 def _requests() -> Json:
     base = "/v1/models/requests"
     texts = ("cursor", "start", "end", "status", "request_id", "expand", "sort_by")
@@ -215,12 +211,11 @@ def _requests() -> Json:
     }
 
 
-def _others() -> Json:
+def _others(endpoints: Sequence[Endpoint]) -> Json:
     status = record(status=TEXT)
     keys = record(keys={"type": "array", "items": {"type": "object"}})
-    endpoint_id = parameter(
-        "query", "endpoint_id", {**TEXT, "enum": list(CATALOGUE)}, "Which.", required=True
-    )
+    ids = [endpoint.id for endpoint in endpoints]
+    endpoint_id = parameter("query", "endpoint_id", {**TEXT, "enum": ids}, "Which.", required=True)
     ready = answer("An image cannot be made; `reason` says why.", status)
 
     def get(name: str, text: str, found: Json, errors: Iterable[int] = (), **more: Any) -> Json:
@@ -251,7 +246,7 @@ def _others() -> Json:
     return paths
 
 
-def _schemas() -> Json:
+def _schemas(endpoints: Sequence[Endpoint]) -> Json:
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         (model, "serialization")
         for model in (
@@ -263,13 +258,13 @@ def _schemas() -> Json:
             AlreadyCompleted,
         )
     ]
-    for endpoint in CATALOGUE.values():
+    for endpoint in endpoints:
         models += [(endpoint.input, "validation"), (endpoint.output, "serialization")]
     refs, definitions = models_json_schema(models, ref_template=SCHEMAS + "{model}")
     # Endpoints share models: each gets its own name, as in fal's documents.
     named = {
         f"{endpoint.title}{suffix}": dict(refs[model, mode])
-        for endpoint in CATALOGUE.values()
+        for endpoint in endpoints
         for suffix, model, mode in _sides(endpoint.input, endpoint.output)
     }
     return {**definitions["$defs"], **named}

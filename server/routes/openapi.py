@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from server.catalogue import CATALOGUE, Endpoint
-from server.errors import RequestError
+from server.family.endpoint import Endpoint
+from server.offer import Offer
 from server.routes.answers import AsciiJSONResponse
 from server.routes.document import build_own_document
 from server.routes.doors import door_of
@@ -20,20 +20,18 @@ from server.schemas import QueueStatus
 DEFINITIONS = "#/components/schemas/{model}"
 
 
-def make_router() -> APIRouter:
-    """Make the routes; they need nothing but the catalogue."""
+def make_router(offer: Offer) -> APIRouter:
+    """Make the routes over what is served."""
     router = APIRouter(tags=["documents"])
 
     async def document(request: Request, endpoint_id: Annotated[str, Query()]) -> Response:
         """Answer the OpenAPI document of one endpoint."""
-        endpoint = CATALOGUE.get(endpoint_id)
-        if endpoint is None:
-            raise RequestError(404, f'Endpoint "{endpoint_id}" not found')
+        endpoint = offer.find(endpoint_id)
         return AsciiJSONResponse(build_document(endpoint, door_of(request).queue_url))
 
     async def own_document(request: Request) -> Response:
         """Answer the document of the server itself."""
-        return AsciiJSONResponse(build_own_document(door_of(request).files_origin))
+        return AsciiJSONResponse(build_own_document(offer.endpoints, door_of(request).files_origin))
 
     router.add_api_route("/openapi.json", own_document, methods=["GET"])
     router.add_api_route("/api/openapi/queue/openapi.json", document, methods=["GET"])
@@ -154,15 +152,30 @@ def _add_schema(schemas: dict[str, Any], model: type[BaseModel], name: str, mode
 
 def _in_fal_form(schema: dict[str, Any], name: str) -> dict[str, Any]:
     """Name the schema, note the order of its fields, and write optional types as OpenAPI 3.0."""
-    properties = {key: _without_null(value) for key, value in schema.get("properties", {}).items()}
-    return {
+    properties = {key: _as_older(value) for key, value in schema.get("properties", {}).items()}
+    form = {
         "title": name,
         "type": "object",
         "description": schema.get("description", ""),
         "x-fal-order-properties": list(properties),
         "properties": properties,
-        "required": schema.get("required", []),
     }
+    # Where nothing is required, 3.0 wants no list rather than an empty one.
+    return {**form, "required": schema["required"]} if schema.get("required") else form
+
+
+def _as_older(node: Any) -> Any:
+    """Write a schema in the words of OpenAPI 3.0, which has no null type, `const` or `examples`."""
+    if isinstance(node, list):
+        return [_as_older(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _as_older(item) for key, item in node.items()}
+    if "const" in node:
+        node["enum"] = [node.pop("const")]
+    if "examples" in node:
+        node["example"] = node.pop("examples")[0]
+    return _without_null(node)
 
 
 def _without_null(value: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from server.admission import Admission
-from server.catalogue import find_endpoint
 from server.dispatcher import Dispatcher
 from server.errors import RequestError, UnknownRequestError
 from server.events import Events
@@ -57,7 +56,7 @@ class QueueRoutes:
 
     async def submit(self, request: Request, endpoint_id: str) -> Response:
         """Accept a request. Its input is validated by the job, not here, as on fal."""
-        endpoint = find_endpoint(endpoint_id)
+        endpoint = self._admission.find_endpoint(endpoint_id)
         door = door_of(request)
         body = await read_json(request, self._body_limit_bytes)
         job = await self._admission.accept(

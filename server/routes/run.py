@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission
-from server.catalogue import find_endpoint
 from server.dispatcher import Dispatcher
 from server.errors import RequestError
 from server.events import Events
@@ -49,7 +48,7 @@ def make_router(
 
     async def accept(request: Request, endpoint_id: str) -> Job:
         """Accept the request; its body, which may be large, is not kept while it is waited for."""
-        endpoint = find_endpoint(endpoint_id)
+        endpoint = admission.find_endpoint(endpoint_id)
         body = await read_json(request, body_limit_bytes)
         # The job validates too, but this caller is here to hear it without waiting its turn.
         endpoint.parse(body)

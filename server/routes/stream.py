@@ -14,7 +14,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission
-from server.catalogue import find_endpoint
 from server.dispatcher import Dispatcher
 from server.errors import FalError, UnknownRequestError
 from server.events import Events
@@ -61,7 +60,7 @@ class StreamRoutes:
 
         Errors are those of HTTP until something is sent. A caller who leaves cancels the request.
         """
-        endpoint = find_endpoint(endpoint_id)
+        endpoint = self._admission.find_endpoint(endpoint_id)
         EventStream.check_room()
         body = await read_json(request, self._body_limit_bytes)
         endpoint.parse(body)

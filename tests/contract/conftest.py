@@ -195,7 +195,7 @@ SMALL_INPUTS: dict[str, dict[str, Any]] = {
     "fal-ai/flux-2/flash/edit": {**_FLASH, "image_urls": [make_picture_uri()]},
     "fal-ai/flux-2-flex": {**_FLASH, "num_inference_steps": 2, "output_format": "png"},
 }
-"""For every endpoint a quick input: 512x512 pixels, png, seed 5."""
+"""For each endpoint that fal has a page of, a quick input: 512x512 pixels, png, seed 5."""
 
 
 def client_environment(server: RunningServer) -> dict[str, str]:

@@ -22,13 +22,17 @@ DRAW: dict[str, Any] = {
 EDIT: dict[str, Any] = {"prompt": "Make it night", "image_size": "square"}
 
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
-    *(("fal-ai/flux-2", {**DRAW, "seed": seed}) for seed in range(7)),
+    *(("fal-ai/flux-2", {**DRAW, "seed": seed}) for seed in range(6)),
     *(("fal-ai/flux-2", {**DRAW, "output_format": kind}) for kind in ("jpeg", "webp", "png")),
     *(("fal-ai/flux-2-dev", {**DRAW, "num_images": count}) for count in (2, 4)),
     ("fal-ai/flux-2", {**DRAW, "guidance_scale": 7.5, "image_size": "portrait_16_9"}),
     ("fal-ai/flux-2", {**DRAW, "image_size": {"width": 515, "height": 640}}),
     ("fal-ai/flux-2", {**DRAW, "sync_mode": True}),
     ("fal-ai/flux-2-flex", {"prompt": "Grüße", "image_size": "square", "num_inference_steps": 4}),
+    (
+        "fal-ai/flux-2/edit",
+        {"prompt": "Fog", "num_inference_steps": 4, "image_urls": [make_picture_uri(420, 300)]},
+    ),
     ("fal-ai/flux-2/flash", EDIT),
     ("fal-ai/flux-2/flash/edit", {**EDIT, "image_urls": [make_picture_uri()]}),
     ("fal-ai/flux-2/flash/edit", {**EDIT, "image_urls": [make_picture_uri(80, 64, "JPEG")] * 2}),

@@ -327,7 +327,7 @@ def test_document(api: Api, endpoint_id: str) -> None:
     assert schema["required"] == [key for key, field in page.inputs.items() if field.required]
     for name, field in page.inputs.items():
         found = schema["properties"][name]
-        prose = ("title", "description", "examples")
+        prose = ("title", "description", "example")
         rules = {key: value for key, value in found.items() if key not in prose}
         assert rules == expected_property(field), name
     side = {"type": "integer", "default": 512, "minimum": 512, "maximum": 2048}

@@ -9,7 +9,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from pipelines.schedule import make_schedule
 from pipelines.types import GenerationSettings
-from server.catalogue import TURBO_SIGMAS
+from server.family.dev import TURBO_SIGMAS
 
 CPU = torch.device("cpu")
 

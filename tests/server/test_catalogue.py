@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from pipelines.types import Acceleration
-from server.catalogue import CATALOGUE, TURBO_SIGMAS, find_endpoint
+from server.catalogue import CATALOGUE, find_endpoint
 from server.errors import InputError, RequestError
-from server.schemas import RANDOM_SEED_LIMIT, OutputFormat
+from server.family.dev import TURBO_SIGMAS
+from server.family.endpoint import RANDOM_SEED_LIMIT
+from server.schemas import OutputFormat
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from pipelines.types import SafetyOptions
-from server.catalogue import CATALOGUE, Order
+from server.catalogue import CATALOGUE
 from server.denylist import DenyList
 from server.errors import ConfigurationError, InputError, RequestError
+from server.family.endpoint import Order
 from server.files import FileStore
 from server.gateway import make_runner
 from server.inputs import InputPreparer

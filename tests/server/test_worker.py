@@ -11,7 +11,7 @@ import pytest
 import server.attempts
 import server.worker
 from server import jobs
-from server.catalogue import Order
+from server.family.endpoint import Order
 from server.inputs import InputPreparer
 from server.jobs import Job
 from server.results import cancelled_error, error_outcome

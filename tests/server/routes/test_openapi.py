@@ -4,10 +4,13 @@ import re
 from typing import Any
 
 import pytest
+from openapi_spec_validator import validate
 
 from server.catalogue import CATALOGUE
 from server.routes.document import build_own_document
 from server.routes.openapi import build_document
+
+EVERYTHING = tuple(CATALOGUE.values())
 
 
 @pytest.mark.parametrize("endpoint_id", CATALOGUE)
@@ -52,9 +55,20 @@ def test_references_resolve_and_no_null_type_is_left(endpoint_id: str) -> None:
     walk(document)
 
 
+@pytest.mark.parametrize("endpoint_id", CATALOGUE)
+def test_a_stranger_s_tool_reads_the_document(endpoint_id: str) -> None:
+    """It is OpenAPI 3.0 to the letter, with no word of a later version."""
+    validate(build_document(CATALOGUE[endpoint_id], "http://box/queue"))
+
+
+def test_a_stranger_s_tool_reads_the_own_document() -> None:
+    """The same for OpenAPI 3.1, with everything served at once."""
+    validate(build_own_document(EVERYTHING, "http://box"))
+
+
 def own_operations() -> list[tuple[str, str, dict[str, Any]]]:
     """Return path, method and description of every operation of the server's own document."""
-    paths = build_own_document("http://box")["paths"]
+    paths = build_own_document(EVERYTHING, "http://box")["paths"]
     return [
         (path, method, item) for path, methods in paths.items() for method, item in methods.items()
     ]
@@ -71,7 +85,7 @@ def test_the_own_document_names_each_operation_once() -> None:
 
 def test_links_and_references_of_the_own_document_lead_somewhere() -> None:
     """No `$ref` and no link is left dangling."""
-    document = build_own_document("http://box")
+    document = build_own_document(EVERYTHING, "http://box")
     names = {item["operationId"] for _, _, item in own_operations()}
 
     def walk(node: Any) -> None:

@@ -1,0 +1,67 @@
+"""Which of fal's endpoints this server serves: the one place where that is decided.
+
+Whatever takes a new request, or tells what may be asked, goes by it. What was accepted once is
+made, although the settings be others by then.
+"""
+
+from collections.abc import Container
+
+from pipelines.types import Model
+from server.catalogue import CATALOGUE, find_endpoint
+from server.errors import ConfigurationError, RequestError
+from server.family.endpoint import Endpoint
+from server.settings import ENV_PREFIX, Settings
+
+ALIASES_SETTING = f"{ENV_PREFIX}ALIASES"
+
+
+class Offer:
+    """The endpoints that are served by `models`; aliases only where they are named."""
+
+    def __init__(self, models: Container[Model], aliases: Container[str]) -> None:
+        self._models = models
+        self._aliases = aliases
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Offer":
+        """Make the offer of a server with these settings.
+
+        Raises `ConfigurationError` for an alias that is none.
+        """
+        known = [endpoint.id for endpoint in CATALOGUE.values() if endpoint.is_alias]
+        for name in settings.aliases:
+            if name not in known:
+                raise ConfigurationError(
+                    f"{ALIASES_SETTING} names {name!r}, which is no endpoint that another model "
+                    f"could stand in for; those are {', '.join(known)}"
+                )
+        return cls({Model.DEV}, settings.aliases)
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """All that is served, in the catalogue's order."""
+        return tuple(each for each in CATALOGUE.values() if self._problem(each) is None)
+
+    def find(self, endpoint_id: str) -> Endpoint:
+        """Return the endpoint of this id.
+
+        Raises `RequestError` 404 for one that fal does not have, and one that says what is missing
+        for one that is not served here.
+        """
+        endpoint = find_endpoint(endpoint_id)
+        problem = self._problem(endpoint)
+        if problem:
+            raise RequestError(404, problem, headers={"x-fal-billable-units": "0"})
+        return endpoint
+
+    def _problem(self, endpoint: Endpoint) -> str | None:
+        if endpoint.is_alias and endpoint.id not in self._aliases:
+            return (
+                f"{endpoint.id} is not served here: its weights are not public. The operator of "
+                f"this server may let FLUX.2 [dev] stand in for it: "
+                f"{ALIASES_SETTING}={endpoint.id}"
+            )
+        if endpoint.model not in self._models:
+            name = endpoint.model.value
+            return f"{endpoint.id} is not served here: this server has no weights of {name}"
+        return None
