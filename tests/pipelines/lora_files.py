@@ -36,7 +36,7 @@ BFL_OTHERS: Mapping[str, tuple[str, ...]] = {
 def bfl_layers(*, others: bool = True) -> dict[str, tuple[str, ...]]:
     """Return Black Forest Labs' names of layers, each with diffusers' names of what it is."""
     doubles, singles = BLOCKS
-    layers = {
+    layers: dict[str, tuple[str, ...]] = {
         f"double_blocks.{block}.{theirs}": tuple(f"transformer_blocks.{block}.{o}" for o in ours)
         for block in range(doubles)
         for theirs, ours in BFL_DOUBLE.items()
@@ -47,7 +47,7 @@ def bfl_layers(*, others: bool = True) -> dict[str, tuple[str, ...]]:
         for block in range(singles)
         for theirs, ours in BFL_SINGLE.items()
     }
-    return layers | (BFL_OTHERS if others else {})
+    return layers | (dict(BFL_OTHERS) if others else {})
 
 
 def shape_of(transformer: Any, names: tuple[str, ...]) -> tuple[int, int]:
