@@ -10,10 +10,12 @@ import structlog
 import torch
 from torch import nn
 
+from pipelines.adapters import Adapted
 from pipelines.attention import choose_attention, use_attention
 from pipelines.denoiser import Denoiser
 from pipelines.errors import LoraError
-from pipelines.lora import Lora, read_lora
+from pipelines.lora_file import Lora, find_widths, read_lora
+from pipelines.lora_shelf import LoraShelf
 from pipelines.plan import Layout
 from pipelines.streaming import Slots, stream
 from pipelines.transformers import Transformers, Tree
@@ -22,6 +24,10 @@ from pipelines.types import TURBO_LORA_PATH, LoadOptions, Precision
 from pipelines.variants import BLOCK_LISTS
 
 log = structlog.get_logger(__name__)
+
+MOST_GRAPHS = 32
+"""Two kinds of block in up to five trees, and a few more of each for sizes that torch takes for
+special. torch's own limit is 8, beyond which it raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +57,10 @@ def find_flash_lora(transformer: nn.Module, options: LoadOptions) -> FlashLora:
         return FlashLora(name, problem=f"This server has no flash LoRA: {path.name} is missing")
     try:
         lora = read_lora(path, transformer)
+        log.info("flash LoRA", path=str(path), sha256=lora.sha256, layers=len(lora.pairs))
     except LoraError as error:
         log.error("the flash LoRA cannot be used", path=str(path), reason=str(error))
         return FlashLora(name, problem=f"This server's flash LoRA {path.name} cannot be used")
-    log.info("flash LoRA", path=str(path), sha256=lora.sha256)
     return FlashLora(name, lora)
 
 
@@ -83,22 +89,27 @@ def equip(
     """
     compiled = is_compiled(options, device)
     exact, fast, with_lora = trees
-    kernel = _use_best_attention(fast if exact is None else exact, device, options)
+    base = fast if exact is None else exact
+    kernel = _use_best_attention(base, device, options)
     exact_or_fast = layout.fast or layout.exact_precision
 
-    def make_tree(root: Any | None, precision: Precision, lora: str = "none") -> Tree | None:
-        if root is None:
-            return None
+    def make_ready(root: Any) -> Any:
         if compiled:
             compile_blocks(root)
-        if layout.blocks == "streamed":
-            root = stream(root, _block_names(root), slots)
+        return stream(root, _block_names(root), slots) if layout.blocks == "streamed" else root
+
+    def make_tree(root: Any | None, precision: Precision, lora: str | None = None) -> Tree | None:
+        if root is None:
+            return None
+        # Before the base is made ready: a copy of compiled blocks would run those of the base.
+        adapted = None if lora else Adapted(root, make_ready)
         return Tree(
-            denoiser=Denoiser(root),
+            denoiser=Denoiser(make_ready(root)),
             precision=precision,
             attention=kernel,
             compiled=compiled,
-            lora=lora,
+            lora=lora or "none",
+            adapted=adapted,
         )
 
     return Transformers(
@@ -108,6 +119,9 @@ def equip(
         flash_problem=flash.problem,
         flash_fallback=options.flash_fallback,
         flash_schedule=options.flash_schedule,
+        loras=LoraShelf(
+            find_widths(base), device, base.x_embedder.weight.dtype, options.lora_cache_bytes
+        ),
     )
 
 
@@ -121,8 +135,10 @@ def compile_blocks(transformer: Any) -> None:
 
     One graph for each kind serves all blocks and all sizes of pictures (regional compilation,
     https://docs.pytorch.org/tutorials/recipes/regional_compilation.html). Norms, rotary embedding,
-    SwiGLU and modulation become single kernels there.
+    SwiGLU and modulation become single kernels there. The trees of one process are kinds of their
+    own, and torch counts the graphs of all of them together.
     """
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS  # noqa: SLF001  (it has no other name)
     for name in _block_names(transformer):
         transformer.get_submodule(name).compile(fullgraph=True, dynamic=True)
 

@@ -36,7 +36,8 @@ from pipelines.errors import DoesNotFitError, LanguageError, ModelNotFoundError 
 from pipelines.flux2 import Flux2  # noqa: E402
 from pipelines.folder import Kind, list_weight_files, read_kind  # noqa: E402
 from pipelines.language import NO_LANGUAGE, make_language  # noqa: E402
-from pipelines.lora import Lora, attach  # noqa: E402
+from pipelines.lora import attach  # noqa: E402
+from pipelines.lora_file import Lora  # noqa: E402
 from pipelines.memory import choose_plan  # noqa: E402
 from pipelines.model_size import read_model_size  # noqa: E402
 from pipelines.plan import USUAL_REQUEST, Plan  # noqa: E402

@@ -29,6 +29,17 @@ class LoraError(PipelineError):
     """A LoRA file cannot be used; the message names the file and what is wrong with it."""
 
 
+class LoraRefusedError(PipelineError):
+    """A LoRA that a request brings does not fit: number `index` of the request, from 0.
+
+    The message says what is wrong with it, without naming a path: it is told to the caller.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
 class DoesNotFitError(PipelineError):
     """The model does not fit on the device; the message says what is missing, and where."""
 

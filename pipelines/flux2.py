@@ -100,7 +100,8 @@ class Flux2:
         """
         started = time.monotonic()
         _stop_if(is_cancelled)
-        self._transformers.choose(request.settings)  # if there is none, tell before any work
+        # If there is none, or a LoRA does not fit it, tell before any work.
+        on_device(lambda: self._transformers.choose(request.settings))
         with self._streaming():
             prompt = on_device(lambda: self._language.choose_prompt(request, is_cancelled))
             negative = self._recipe.negative_prompt(request.settings)
@@ -141,7 +142,7 @@ class Flux2:
         request = GenerationSettings(
             width=width, height=height, num_inference_steps=1, guidance_scale=1.0
         )
-        for tree in self._transformers.all:
+        for tree in self._transformers.with_adapted:
             if not tree.compiled:
                 continue
             alone = Flux2(self._pipe, self._device, Transformers(exact=tree), cache_bytes=0)
@@ -166,6 +167,7 @@ class Flux2:
 
     def release_memory(self) -> None:
         """Return cached blocks to the device. What failed must have let go of its tensors."""
+        self._transformers.keep_only()
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -311,8 +313,12 @@ class Flux2:
         image_tokens = settings.width * settings.height // SIZE_MULTIPLE_PIXELS**2
         references = condition.reference_tokens
         request = image_tokens, 0 if references is None else references.shape[1]
-        if not self._plan.fits(request):
-            peak_bytes, free_bytes = self._plan.peak_bytes(*request), self._plan.free_bytes
+        if not self._plan.fits(request, self._transformers.lora_bytes):
+            self._transformers.keep_only(settings)
+        lora_bytes = self._transformers.lora_bytes
+        if not self._plan.fits(request, lora_bytes):
+            peak_bytes = self._plan.peak_bytes(*request, lora_bytes)
+            free_bytes = self._plan.free_bytes
             raise OutOfMemoryError(
                 f"{request[0]} tokens with {request[1]} of references need {peak_bytes / 1e9:.1f} "
                 f"GB, profile {self._plan.profile} has {free_bytes / 1e9:.1f} GB"

@@ -128,8 +128,8 @@ class Plan(Layout):
         """What a step takes beside weights, for all its tokens: picture, references and text."""
         return self.token_bytes * tokens
 
-    def peak_bytes(self, image_tokens: int, reference_tokens: int = 0) -> int:
-        """The most that a request takes on the card, weights and all.
+    def peak_bytes(self, image_tokens: int, reference_tokens: int = 0, lora_bytes: int = 0) -> int:
+        """The most that a request takes on the card, weights and LoRAs of callers and all.
 
         Encoding, denoising and the VAE follow each other, so the largest of the three counts.
         """
@@ -137,11 +137,11 @@ class Plan(Layout):
         seen = max(image_tokens, min(reference_tokens, LARGEST_REFERENCE_TOKENS))
         vae = self.pixel_bytes * PIXELS_PER_TOKEN * seen
         most = max(self.encode_bytes, self.slots_bytes + steps, vae)
-        return self.weights_bytes + OVERHEAD_BYTES + most
+        return self.weights_bytes + lora_bytes + OVERHEAD_BYTES + most
 
-    def fits(self, request: Request) -> bool:
+    def fits(self, request: Request, lora_bytes: int = 0) -> bool:
         """Whether a request of so many tokens of picture and references fits on the card."""
-        return self.peak_bytes(*request) <= self.free_bytes
+        return self.peak_bytes(*request, lora_bytes) <= self.free_bytes
 
     @property
     def largest_tokens(self) -> int:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.lora import Lora, Pair, attach, fuse_layer
+from pipelines.lora import attach, fuse_layer
+from pipelines.lora_file import Lora
+from pipelines.lora_parts import Pair
 from pipelines.plan import Layout
 from pipelines.quantisation import LAYERS
 from pipelines.streaming import to_host

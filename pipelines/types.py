@@ -32,6 +32,10 @@ TURBO_LORA_PATH = Path("flash") / "flux.2-turbo-lora.safetensors"
 CACHE_BYTES = 1024**3
 """Most that remembered prompts and references take: some sixty prompts of the real model."""
 
+LORA_CACHE_BYTES = 2 * 1024**3
+"""Most that LoRAs of callers take on the device between requests: some ten of rank 16 for all
+layers of FLUX.2 [dev]."""
+
 
 class Model(StrEnum):
     """The models of the FLUX.2 family that an endpoint can be served by.
@@ -112,8 +116,9 @@ class LoadOptions:
     a kernel of `pipelines.attention`. `flash_lora` is the file of the eight-step LoRA, by default
     the one in the model folder; with `flash_fallback` its endpoints work without it, in as many
     steps. `compile_cache` is a folder for compiled kernels, `builds` one for notes of what images
-    come from, `cache_bytes` the most that remembered prompts and references take. `profile` is a
-    memory profile of `pipelines.plan`. `text_encoder` is `whole`, with what it needs to write and
+    come from, `cache_bytes` the most that remembered prompts and references take,
+    `lora_cache_bytes` the most that callers' LoRAs take between requests. `profile` is a memory
+    profile of `pipelines.plan`. `text_encoder` is `whole`, with what it needs to write and
     judge, `prompts`, or `auto`: whole where that costs nothing else. Expanded prompts have
     `expansion_tokens` at most; `prompt_criteria` are yes-or-no questions that prompts are refused
     by. Without `safety` nothing looks at images.
@@ -130,6 +135,7 @@ class LoadOptions:
     compile_cache: Path | None = None
     builds: Path | None = None
     cache_bytes: int = CACHE_BYTES
+    lora_cache_bytes: int = LORA_CACHE_BYTES
     profile: str = "auto"
     text_encoder: str = "auto"
     expansion_tokens: int = MAX_NEW_TOKENS
@@ -253,7 +259,7 @@ class Pipeline(Protocol):
         """Tell how an image with these settings is really made, for logs and answers.
 
         Names and values are short ASCII words without commas; `acceleration`, `precision` and
-        `lora` are always among the names. Raises `FlashUnavailableError` for
+        `lora` are always among the names. Raises `FlashUnavailableError` or `LoraRefusedError` for
         settings that this pipeline cannot fulfil.
         """
         ...
@@ -266,6 +272,7 @@ class Pipeline(Protocol):
         `on_step` is called as work gets done, `is_cancelled` is asked before every step.
         Raises `CancelledError` at the next step once it says yes, `OutOfMemoryError` when this
         request does not fit, `FlashUnavailableError` when it needs a LoRA that is not there,
+        `LoraRefusedError` for one of its own LoRAs that does not fit the model,
         `PromptRefusedError` for a prompt that meets the operator's criteria,
         `DeviceLostError` when the process is past saving.
         """

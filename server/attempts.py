@@ -25,6 +25,7 @@ from server.family.endpoint import Endpoint, Order
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.jobs import IllegalTransitionError, Job, Outcome
+from server.loras import refused_lora, unusable_lora
 from server.metrics import Metrics
 from server.prefetch import Prefetcher, Prepared
 from server.results import (
@@ -174,7 +175,8 @@ class Attempt:
     async def _take(self, order: Order) -> Prepared:
         """Return what the job had to wait for."""
         is_elsewhere = self._parts.settings.expansion_url is not None
-        if order.image_urls or (order.settings.expand_prompt and is_elsewhere):
+        expands_elsewhere = order.settings.expand_prompt and is_elsewhere
+        if order.image_urls or order.loras or expands_elsewhere:
             return await self._until_stored(lambda: self._prefetcher.take(self.job))
         return Prepared()
 
@@ -217,7 +219,7 @@ class Attempt:
                 request, order.output_format, on_progress, self._free_device, on_preview
             )
         except GenerationFailedError as error:
-            raise _failure(error, order) from error
+            raise _failure(error, endpoint, order) from error
         if generated.done:
             self._parts.metrics.applied(generated.done.applied, len(generated.images))
             if generated.done.prompt != order.prompt:
@@ -317,7 +319,7 @@ def _describe(progress: Progress, num_images: int) -> str:
     return f"{image}: decoded."
 
 
-def _failure(error: GenerationFailedError, order: Order) -> FalError:
+def _failure(error: GenerationFailedError, endpoint: Endpoint, order: Order) -> FalError:
     """Translate what the runner says into fal's answers; its details stay in our own log."""
     if error.reason == "cancelled":
         return cancelled_error()
@@ -328,6 +330,10 @@ def _failure(error: GenerationFailedError, order: Order) -> FalError:
     if error.reason == "prompt_refused":
         log.info("prompt refused", criterion=str(error))
         return refused_prompt(order.prompt)
+    if error.reason == "lora_refused" and endpoint.takes_loras:
+        return refused_lora(error.index, order.loras[error.index].path, str(error))
+    if error.reason == "lora_refused":
+        return unusable_lora(order.loras[error.index].path)
     if error.reason == "reference_refused":
         return refused_reference(error.index, order.image_urls[error.index])
     return RequestError(500, "Internal Server Error", "runner_server_error")

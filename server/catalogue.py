@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from server.errors import RequestError
-from server.family import dev, hosted, klein
+from server.family import dev, hosted, klein, loras
 from server.family.endpoint import Endpoint
 
 CATALOGUE: Mapping[str, Endpoint] = MappingProxyType(
-    {entry.id: entry for entry in (*dev.ENDPOINTS, *klein.ENDPOINTS, *hosted.ENDPOINTS)}
+    {
+        entry.id: entry
+        for entry in (*dev.ENDPOINTS, *klein.ENDPOINTS, *hosted.ENDPOINTS, *loras.ENDPOINTS)
+    }
 )
 
 APP_IDS = frozenset("/".join(endpoint_id.split("/")[:2]) for endpoint_id in CATALOGUE)

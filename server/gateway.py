@@ -24,6 +24,7 @@ from server.jobs import Job
 from server.keyfile import KeyFile
 from server.keys import Keyring
 from server.loading import load_options
+from server.loras import LoraFinder
 from server.marking import marking_of
 from server.metrics import Metrics
 from server.model_folders import check_kinds
@@ -72,6 +73,7 @@ class Gateway:
         self.tickets = Tickets(keys_folder, self.clock, self.keys.get)
         self.uploads = Uploads(settings, self.store, self.files, self.clock)
         self._fetcher = make_fetcher(settings)
+        self._lora_fetcher = make_lora_fetcher(settings)
         self._decoder = Decoder(settings)
         self._expander = RemoteExpander.of(settings)
         self._inputs = InputPreparer(
@@ -80,6 +82,7 @@ class Gateway:
             self.store,
             self._fetcher,
             self._decoder,
+            LoraFinder(settings, self.files, self.store, self._lora_fetcher),
             SafetyRules.of(settings, self.keys.get),
             self._expander,
         )
@@ -130,6 +133,7 @@ class Gateway:
                 await self.drain(0)
                 await self._webhooks.stop(WEBHOOK_STOP_SECONDS)
                 await self._fetcher.close()
+                await self._lora_fetcher.close()
                 if self._expander:
                     await self._expander.close()
         finally:
@@ -207,6 +211,12 @@ def make_fetcher(settings: Settings) -> Fetcher:
     """Make what downloads image URLs from where the settings allow."""
     outbound = _make_outbound(settings, "FETCH_ALLOW", settings.fetch_allow)
     return Fetcher(outbound, settings.fetch_limit_bytes, settings.fetch_seconds)
+
+
+def make_lora_fetcher(settings: Settings) -> Fetcher:
+    """Make what downloads LoRAs, from the same places, which takes more room and time."""
+    outbound = _make_outbound(settings, "FETCH_ALLOW", settings.fetch_allow)
+    return Fetcher(outbound, settings.lora_limit_bytes, settings.lora_seconds)
 
 
 def _make_outbound(settings: Settings, name: str, entries: tuple[str, ...]) -> Outbound:

@@ -1,10 +1,10 @@
-"""What a reference image may be given as, and what it takes to get it."""
+"""What a reference image or a LoRA may be given as, and what it takes to get it."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from server.family.endpoint import Endpoint
+from server.family.endpoint import LORAS_FIELD, Endpoint
 from server.files import NAME_PATTERN, URL_PREFIX
 from server.jobs import Need
 
@@ -50,13 +50,29 @@ def need_of(
     """
     if expands_elsewhere and _asks_expansion(endpoint, body):
         return Need.FETCHING
-    if not endpoint.reference_limit:
-        return Need.NOTHING
-    urls = body.get(IMAGE_FIELD) if isinstance(body, dict) else None
-    for url in urls[: endpoint.reference_limit] if isinstance(urls, list) else ():
-        if isinstance(url, str) and not is_data_uri(url) and not own_file_name(url, origin, names):
-            return Need.FETCHING
-    return Need.DECODING
+    fields = body if isinstance(body, dict) else {}
+    urls, loras = fields.get(IMAGE_FIELD), _lora_paths(endpoint, fields)
+    far = [
+        url
+        for url in (urls[: endpoint.reference_limit] if isinstance(urls, list) else ())
+        if isinstance(url, str) and not is_data_uri(url)
+    ] + [path for path in loras if host_of(path)]
+    if not all(own_file_name(url, origin, names) for url in far):
+        return Need.FETCHING
+    return Need.DECODING if endpoint.reference_limit or loras else Need.NOTHING
+
+
+def _lora_paths(endpoint: Endpoint, fields: Mapping[str, Any]) -> list[str]:
+    """Return where the LoRAs of an input that nobody has validated yet are, as far as it says."""
+    if endpoint.lora:
+        return [endpoint.lora]
+    loras = fields.get(LORAS_FIELD) if endpoint.takes_loras else None
+    paths = (
+        [lora.get("path") for lora in loras or () if isinstance(lora, dict)]
+        if isinstance(loras, list)
+        else []
+    )
+    return [path for path in paths if isinstance(path, str)]
 
 
 def host_of(url: str) -> str | None:

@@ -7,7 +7,6 @@ folder of the request, so that the runner never meets a stranger's bytes.
 import asyncio
 import base64
 import binascii
-import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from pipelines.types import LoraUse
 from server.catalogue import find_endpoint
 from server.errors import ECHO_LIMIT_CHARACTERS, InputError, content_error
 from server.expansion import RemoteExpander
@@ -28,10 +28,12 @@ from server.image_urls import (
 )
 from server.jobs import Job
 from server.lifecycle import may_read
+from server.loras import LoraFinder
 from server.names import OwnNames
 from server.safety import SafetyRules
 from server.settings import Settings
 from server.store import Store
+from server.threads import in_thread
 
 T = TypeVar("T")
 
@@ -93,6 +95,7 @@ class InputPreparer:
         store: Store,
         fetcher: Fetches,
         decoder: Decodes,
+        loras: LoraFinder,
         rules: SafetyRules,
         expander: RemoteExpander | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class InputPreparer:
         self._store = store
         self._fetcher = fetcher
         self._decoder = decoder
+        self._loras = loras
         self._rules = rules
         self._expander = expander
         self._own_names = OwnNames.of(settings)
@@ -110,6 +114,7 @@ class InputPreparer:
     def sweep(self) -> None:
         """Remove what a dead server left behind."""
         shutil.rmtree(self._spool, ignore_errors=True)
+        self._loras.sweep()
 
     async def read(self, job: Job) -> Order:
         """Return the job's validated input, its data URIs cut to what an error would repeat.
@@ -136,6 +141,22 @@ class InputPreparer:
             return await _all_in_order(
                 [self._make(job, index, source.url) for index, source in enumerate(sources)]
             )
+        except BaseException:
+            await self.release(job.request_id)
+            raise
+
+    async def find_loras(self, job: Job) -> tuple[LoraUse, ...]:
+        """Return the job's LoRAs as files for the runner, judged by their headers.
+
+        Raises and leaves as `prepare` does, for the first LoRA that cannot be used.
+        """
+        endpoint = find_endpoint(job.endpoint_id)
+        if not (endpoint.lora or endpoint.takes_loras):
+            return ()
+        try:
+            asked = await self._open(job, lambda order: order.loras)
+            spool = self._spool / job.request_id
+            return await self._loras.find(job, asked, spool, is_gallery=endpoint.lora is not None)
         except BaseException:
             await self.release(job.request_id)
             raise
@@ -171,7 +192,7 @@ class InputPreparer:
 
     async def release(self, request_id: str) -> None:
         """Delete the request's spooled files."""
-        await _in_thread(lambda: shutil.rmtree(self._spool / request_id, ignore_errors=True))
+        await in_thread(lambda: shutil.rmtree(self._spool / request_id, ignore_errors=True))
 
     async def _open(self, job: Job, use: Callable[[Order], T]) -> T:
         """Return what `use` makes of the parsed input; the input itself is given up at once."""
@@ -184,7 +205,7 @@ class InputPreparer:
         small = SMALL_PROMPT_CHARACTERS if self._rules.reads_prompts else SMALL_CHARACTERS
         async with self._opening:
             text = await self._store.read_input(job.request_id)
-            return work() if len(text) <= small else await _in_thread(work)
+            return work() if len(text) <= small else await in_thread(work)
 
     def _unpack(self, job: Job, order: Order) -> list[_Source]:
         """Move the images out of data URIs into files, so that no memory holds them any longer."""
@@ -276,14 +297,3 @@ async def _all_in_order(works: list[Any]) -> tuple[Path, ...]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Do `work` in a thread; when cancelled, wait for its end, so that it writes nothing later."""
-    future = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await future
-        raise

@@ -36,7 +36,7 @@ class Priority(IntEnum):
 
 
 class Need(IntEnum):
-    """What a queued job waits for beside its turn: reference images, by the way they come.
+    """What a queued job waits for beside its turn: images and LoRAs, by the way they come.
 
     Those from elsewhere may take as long as a stranger likes, so they are kept apart.
     """

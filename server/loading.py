@@ -28,6 +28,7 @@ def load_options(settings: Settings, model: Model, device: str) -> LoadOptions:
         compile_cache=settings.data_dir / "cache",
         builds=settings.data_dir / BUILDS_FOLDER,
         cache_bytes=settings.cache_bytes,
+        lora_cache_bytes=settings.lora_cache_bytes,
         profile=settings.profile,
         text_encoder=text_encoder_for(settings),
         expansion_tokens=settings.expansion_tokens,

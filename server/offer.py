@@ -5,11 +5,13 @@ made, although the settings be others by then.
 """
 
 from collections.abc import Collection, Container
+from pathlib import Path
 
 from pipelines.types import Model
 from server.catalogue import CATALOGUE, find_endpoint
 from server.errors import ConfigurationError, RequestError
 from server.family.endpoint import Endpoint
+from server.lora_folder import find_local
 from server.settings import ENV_PREFIX, Settings
 
 ALIASES_SETTING = f"{ENV_PREFIX}ALIASES"
@@ -17,11 +19,20 @@ MODELS_SETTING = f"{ENV_PREFIX}MODELS"
 
 
 class Offer:
-    """The endpoints that are served by `models`; aliases only where they are named."""
+    """The endpoints that are served by `models`; aliases only where they are named.
 
-    def __init__(self, models: Collection[Model], aliases: Container[str]) -> None:
+    One that has a LoRA of its own needs that in `lora_dir`, where it may come and go.
+    """
+
+    def __init__(
+        self,
+        models: Collection[Model],
+        aliases: Container[str],
+        lora_dir: Path | None = None,
+    ) -> None:
         self._models = models
         self._aliases = aliases
+        self._lora_dir = lora_dir
 
     @classmethod
     def of(cls, settings: Settings) -> "Offer":
@@ -36,7 +47,7 @@ class Offer:
                     f"{ALIASES_SETTING} names {name!r}, which is no endpoint that another model "
                     f"could stand in for; those are {', '.join(known)}"
                 )
-        return cls(settings.folders, settings.aliases)
+        return cls(settings.folders, settings.aliases, settings.lora_dir)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -65,6 +76,11 @@ class Offer:
             )
         if endpoint.model not in self._models:
             return f"{endpoint.id} is not served here: {_want_of(endpoint.model, self._models)}"
+        if endpoint.lora and find_local(self._lora_dir, endpoint.lora) is None:
+            return (
+                f"{endpoint.id} is not served here: this server has no {endpoint.lora}.safetensors "
+                f"in its folder of LoRAs ({ENV_PREFIX}LORA_DIR)"
+            )
         return None
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.types import Model
+from pipelines.types import LoraUse, Model
 from server.errors import FalError
 from server.family.endpoint import Order
 from server.inputs import Expanded, InputPreparer
@@ -31,13 +31,20 @@ STORAGE_RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a job waited for: its images, and its prompt if that was written elsewhere."""
+    """What a job waited for: images, LoRAs, and its prompt if that was written elsewhere."""
 
     references: tuple[Path, ...] = ()
+    loras: tuple[LoraUse, ...] = ()
     expanded: Expanded | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether all of its files still are."""
+        return all(map(Path.exists, (*self.references, *(use.path for use in self.loras))))
 
     def apply_to(self, order: Order) -> Order:
         """Return the order as it is to be drawn."""
+        order = replace(order, settings=replace(order.settings, loras=self.loras))
         if self.expanded is None:
             return order
         settings = replace(order.settings, expand_prompt=False)
@@ -123,7 +130,7 @@ class Prefetcher:
         """
         entry = self._entries.get(job.request_id)
         prepared = entry.prepared if entry else None
-        if entry is None or prepared is None or not all(map(Path.exists, prepared.references)):
+        if entry is None or prepared is None or not prepared.is_there:
             prepared = await self._make(job)
             entry = self._entries[job.request_id] = _Entry(job, prepared=prepared)
         entry.taken = True
@@ -206,7 +213,8 @@ class Prefetcher:
 
     async def _make(self, job: Job) -> Prepared:
         references = await self._inputs.prepare(job)
-        return Prepared(references, await self._inputs.expand(job, references))
+        loras = await self._inputs.find_loras(job)
+        return Prepared(references, loras, await self._inputs.expand(job, references))
 
     async def _drop_all(self, *, with_taken: bool) -> None:
         for request_id, entry in list(self._entries.items()):

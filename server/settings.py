@@ -20,7 +20,7 @@ from pydantic_settings import (
 
 from pipelines.demonstration import DEMO_CHECKPOINT, is_demo_checkpoint
 from pipelines.instructions import MAX_NEW_TOKENS
-from pipelines.types import CACHE_BYTES, FlashSchedule, Model
+from pipelines.types import CACHE_BYTES, LORA_CACHE_BYTES, FlashSchedule, Model
 from pipelines.verdicts import DEFAULT_THRESHOLD
 from server.config_file import list_mistakes, read_toml, unknown_keys
 from server.errors import ConfigurationError
@@ -150,6 +150,25 @@ class Settings(BaseSettings):
         FlashSchedule.CARD,
         description="Their noise levels: as the model card's code takes them, or `shift-3` at "
         "every size.",
+    )
+    lora_dir: Path | None = Field(
+        None,
+        description="Folder of LoRAs that callers may name: `NAME.safetensors`, or "
+        "`OWNER/NAME.safetensors` for a Hugging Face repository.",
+    )
+    lora_limit_bytes: int = Field(2048 * MIB, gt=0, description="Largest LoRA.")
+    lora_seconds: float = Field(
+        600, gt=0, description="How long fetching a LoRA by its URL may take."
+    )
+    lora_disk_bytes: int = Field(
+        20 * 1024 * MIB,
+        ge=0,
+        description="Most disk for LoRAs that were fetched, between requests.",
+    )
+    lora_cache_bytes: int = Field(
+        LORA_CACHE_BYTES,
+        ge=0,
+        description="Most memory of the device for LoRAs of callers, between requests.",
     )
     cache_bytes: int = Field(
         CACHE_BYTES, ge=0, description="Most memory for remembered prompts and reference images."

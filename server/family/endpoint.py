@@ -1,7 +1,7 @@
 """What an endpoint is, and the order that a request body becomes."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -24,6 +24,8 @@ RANDOM_SEED_LIMIT = 2**32
 
 NO_SIZE = (0, 0)
 
+LORAS_FIELD = "loras"
+
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "num_images": 1,
@@ -34,9 +36,18 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "negative_prompt": "",
         "sigmas": None,
         "flash": False,
+        LORAS_FIELD: (),
     }
 )
 """What an endpoint means whose input has no such field, and that says nothing else itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedLora:
+    """A LoRA that an order is to be made with: where it is, in its caller's words."""
+
+    path: str
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +55,7 @@ class Order:
     """A validated input, in the words of the pipeline and of the answer.
 
     Its size may be that of the first reference image: then `settings` has none until `fit_to`.
+    Nor has it `loras` until their files are there.
     """
 
     prompt: str
@@ -53,6 +65,7 @@ class Order:
     settings: GenerationSettings
     output_format: OutputFormat
     sync_mode: bool
+    loras: tuple[AskedLora, ...] = ()
 
     @property
     def needs_size(self) -> bool:
@@ -71,7 +84,9 @@ class Endpoint:
 
     `model` has the weights that serve it; with `is_alias` fal's own are not public, so that only
     an operator may say that these stand in for them. `fixed` gives the values of what the input
-    has no field for, `reference_limit` how many of its `image_urls` are used.
+    has no field for, `reference_limit` how many of its `image_urls` are used. `lora` names the one
+    of the operator's that is always put on, by the input's `lora_scale`; `write_prompt` makes the
+    prompt of an input that has none.
     """
 
     id: str
@@ -84,6 +99,13 @@ class Endpoint:
     is_alias: bool = False
     fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     reference_limit: int = 0
+    lora: str | None = None
+    write_prompt: Callable[[Mapping[str, Any]], str] | None = None
+
+    @property
+    def takes_loras(self) -> bool:
+        """Whether callers may bring LoRAs."""
+        return LORAS_FIELD in self.input.model_fields
 
     def parse(self, body: Any) -> Order:
         """Validate a request body. Raises `InputError` with one entry for every mistake."""
@@ -99,14 +121,20 @@ class Endpoint:
         values = {**DEFAULTS, **self.fixed, **given}
         seed = values["seed"]
         return Order(
-            prompt=values["prompt"],
+            prompt=self.write_prompt(values) if self.write_prompt else values["prompt"],
             seed=secrets.randbelow(RANDOM_SEED_LIMIT) if seed is None else seed,
             num_images=values["num_images"],
             image_urls=tuple(values["image_urls"][: self.reference_limit]),
             output_format=OutputFormat(values["output_format"]),
             sync_mode=values["sync_mode"],
             settings=_settings(values),
+            loras=self._loras(values),
         )
+
+    def _loras(self, values: Mapping[str, Any]) -> tuple[AskedLora, ...]:
+        if self.lora:
+            return (AskedLora(self.lora, values["lora_scale"]),)
+        return tuple(AskedLora(lora.path, lora.scale) for lora in values[LORAS_FIELD])
 
 
 def _settings(values: Mapping[str, Any]) -> GenerationSettings:

@@ -18,7 +18,13 @@ from server.schemas import OutputFormat
 LENGTHS = struct.Struct(">II")
 
 FailureReason = Literal[
-    "cancelled", "out_of_memory", "unavailable", "prompt_refused", "reference_refused", "error"
+    "cancelled",
+    "out_of_memory",
+    "unavailable",
+    "prompt_refused",
+    "reference_refused",
+    "lora_refused",
+    "error",
 ]
 
 
@@ -156,8 +162,8 @@ class Done:
 class Failed:
     """Runner to gateway: the request failed, the runner is well.
 
-    `detail` stays in our logs, but for `unavailable`, where it tells the caller what is missing.
-    `index` is that of the reference image that is refused.
+    `detail` stays in our logs, but for `unavailable` and `lora_refused`, where it tells the caller
+    what is missing or wrong. `index` is that of the reference image or the LoRA that is refused.
     """
 
     request_id: str

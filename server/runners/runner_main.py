@@ -23,6 +23,7 @@ from pipelines.errors import (
     CancelledError,
     DeviceLostError,
     FlashUnavailableError,
+    LoraRefusedError,
     OutOfMemoryError,
     PipelineError,
     PromptRefusedError,
@@ -74,8 +75,12 @@ FAILURES: dict[type[PipelineError], FailureReason] = {
     FlashUnavailableError: "unavailable",
     PromptRefusedError: "prompt_refused",
     ReferenceRefusedError: "reference_refused",
+    LoraRefusedError: "lora_refused",
 }
 """What a request may fail of while the runner stays well."""
+
+TOLD: tuple[FailureReason, ...] = ("unavailable", "lora_refused")
+"""Whose own words are meant for callers."""
 
 CHECKER_MODULE = "pipelines.safety"
 """By name: like the pipeline it imports torch, which this module must not."""
@@ -274,8 +279,8 @@ def _reason_of(error: BaseException) -> FailureReason:
 
 
 def _failed(order: Run, reason: FailureReason, error: BaseException) -> Failed:
-    detail = str(error) if reason == "unavailable" else f"{type(error).__name__}: {error}"
-    index = error.index if isinstance(error, ReferenceRefusedError) else 0
+    detail = str(error) if reason in TOLD else f"{type(error).__name__}: {error}"
+    index = error.index if isinstance(error, ReferenceRefusedError | LoraRefusedError) else 0
     request_id = order.request.request_id
     return Failed(request_id=request_id, reason=reason, detail=detail, index=index)
 

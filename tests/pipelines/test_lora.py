@@ -18,7 +18,8 @@ from torch import nn
 from pipelines.denoiser import Denoiser
 from pipelines.errors import LoraError
 from pipelines.flux2 import Flux2
-from pipelines.lora import LoraLinear, attach, fuse, read_lora
+from pipelines.lora import LoraLinear, attach, fuse
+from pipelines.lora_file import read_lora
 from pipelines.quantisation import quantise_blocks
 from pipelines.types import TURBO_LORA_PATH, Precision
 
@@ -232,7 +233,7 @@ def test_beside_other_layers_than_plain_ones_it_computes_in_bfloat16() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.new_zeros(*x.shape[:-1], 3)
 
-    from pipelines.lora import Pair
+    from pipelines.lora_parts import Pair
 
     layer = LoraLinear(Eight(), Pair(torch.ones(2, 4), torch.ones(3, 2), 0.5))
     assert layer.down.dtype is torch.bfloat16
@@ -271,6 +272,62 @@ BAD: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
         lambda: {**make_pair(), f"transformer.{LAYER}.alpha": torch.ones(3)},
         "not a single number",
     ),
+    "a part for a text encoder": (
+        lambda: {**make_pair(), "lora_te1_layers_0.lora_down.weight": torch.ones(4, 4)},
+        "lora_te1_layers_0.* is for a text encoder",
+    ),
+    "a DoRA": (
+        lambda: {**make_pair(), f"transformer.{LAYER}.dora_scale": torch.ones(64)},
+        "dora_scale is of a DoRA",
+    ),
+    "a DoRA of peft": (
+        lambda: {**make_pair(), f"{LAYER}.lora_magnitude_vector.weight": torch.ones(64)},
+        "is of a DoRA",
+    ),
+    "a LoHa": (
+        lambda: {f"transformer.{LAYER}.hada_w1_a": torch.ones(4, 64)},
+        "hada_w1_a is not a name",
+    ),
+    "a bias": (
+        lambda: {**make_pair(), KEY.format("B").replace("weight", "bias"): torch.ones(64)},
+        "bias is not a name",
+    ),
+    "a pair and a LoKr in one": (
+        lambda: {**make_pair(), f"transformer.{LAYER}.lokr_w1": torch.ones(4, 4)},
+        "not the parts of one",
+    ),
+    "one side of a LoKr": (
+        lambda: {f"transformer.{LAYER}.lokr_w1": torch.ones(4, 4)},
+        "not the parts of one",
+    ),
+    "a LoKr side whole and in factors": (
+        lambda: {f"{LAYER}.lokr_{part}": torch.ones(8, 8) for part in ("w1", "w2", "w2_a", "w2_b")},
+        "not the parts of one",
+    ),
+    "a LoKr of another size": (
+        lambda: {f"{LAYER}.lokr_{side}": torch.ones(4, 4) for side in ("w1", "w2")},
+        "but its LoKr is",
+    ),
+    "factors that do not fit": (
+        lambda: {
+            f"{LAYER}.lokr_w1": torch.ones(4, 4),
+            f"{LAYER}.lokr_w2_a": torch.ones(16, 2),
+            f"{LAYER}.lokr_w2_b": torch.ones(3, 16),
+        },
+        "factors of w2 that do not fit",
+    ),
+    "a layer and the one that it is part of": (
+        lambda: {
+            **make_pair(),
+            "double_blocks.0.img_attn.qkv.lora_A.weight": torch.ones(4, 64),
+            "double_blocks.0.img_attn.qkv.lora_B.weight": torch.ones(192, 4),
+        },
+        "are the same",
+    ),
+    "convolutions": (
+        lambda: {f"{LAYER}.lora_{half}.weight": torch.ones(4, 64, 1, 1) for half in ("up", "down")},
+        "no matrices",
+    ),
 }
 
 
@@ -299,9 +356,61 @@ def test_a_pickle_is_not_opened(transformer: Any, tmp_path: Path) -> None:
     """Whatever it is called."""
     path, written = tmp_path / "lora.safetensors", tmp_path / "written"
     path.write_bytes(pickle.dumps(_Evil(written)))
-    with pytest.raises(LoraError, match="safetensors file"):
+    with pytest.raises(LoraError, match="a pickle"):
+        read_lora(path, transformer)
+    torch.save({"lora": _Evil(written)}, path)
+    with pytest.raises(LoraError, match="a pickle"):
         read_lora(path, transformer)
     assert not written.exists()
+
+
+def test_a_header_as_long_as_a_pickle_s_magic_number_is_no_pickle(
+    transformer: Any, tmp_path: Path
+) -> None:
+    """Both begin with the bytes 80 02."""
+    path = tmp_path / "lora.safetensors"
+    save_file(make_pair(), path)
+    whole = path.read_bytes()
+    (header_bytes,) = struct.unpack("<Q", whole[:8])
+    header, numbers = whole[8 : 8 + header_bytes], whole[8 + header_bytes :]
+    path.write_bytes(struct.pack("<Q", 0x280) + header.ljust(0x280) + numbers)
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert read_lora(path, transformer).pairs.keys() == {LAYER}
+
+
+@pytest.mark.parametrize("offsets", [([0, 1024], [0, 1024]), ([0, 1024], [1032, 2056])])
+def test_tensors_that_overlap_or_leave_gaps_are_refused(
+    transformer: Any, tmp_path: Path, offsets: tuple[list[int], list[int]]
+) -> None:
+    """Every byte belongs to one tensor, as safetensors itself demands."""
+    path = tmp_path / "lora.safetensors"
+    shapes = ([4, 64], [64, 4])
+    header = {
+        KEY.format(side): {"dtype": "F32", "shape": shape, "data_offsets": place}
+        for side, shape, place in zip("AB", shapes, offsets, strict=True)
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(max(offsets[1])))
+    with pytest.raises(LoraError, match="not where it should be"):
+        read_lora(path, transformer)
+
+
+def test_a_header_that_is_too_long_is_not_read(transformer: Any, tmp_path: Path) -> None:
+    """Ten megabytes of JSON are enough for any LoRA."""
+    path = tmp_path / "lora.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 10_000_001) + b"{")
+        file.truncate(20_000_000)
+    with pytest.raises(LoraError, match="header is longer"):
+        read_lora(path, transformer)
+
+
+def test_a_lokr_cannot_be_built_in(transformer: Any, tmp_path: Path) -> None:
+    """For the eight-step LoRA, which is built into a transformer, that is told at the start."""
+    path = tmp_path / "lokr.safetensors"
+    save_file({f"{LAYER}.lokr_w{side}": torch.ones(8, 8) for side in (1, 2)}, path)
+    with pytest.raises(LoraError, match="a LoKr"):
+        fuse(transformer, read_lora(path, transformer))
 
 
 def test_a_file_that_is_not_whole_is_refused(transformer: Any, turbo: Path, tmp_path: Path) -> None:

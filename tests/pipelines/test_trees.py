@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pipelines.folder import list_weight_files
-from pipelines.lora import Lora, attach, fuse, read_lora
+from pipelines.lora import attach, fuse
+from pipelines.lora_file import Lora, read_lora
 from pipelines.plan import Layout
 from pipelines.quantisation import quantise_blocks
 from pipelines.trees import TreeBuilder, Trees

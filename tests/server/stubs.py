@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from server.files import FileStore
 from server.inputs import InputPreparer
 from server.keys import Caller
+from server.loras import LoraFinder
 from server.safety import SafetyRules
 from server.settings import Settings
 from server.store import Store
@@ -88,4 +89,6 @@ def make_preparer(
 ) -> InputPreparer:
     """Make the prepare step over an empty web and the plain decoder, unless others are given."""
     rules = SafetyRules.of(settings, lambda owner: Caller(owner=owner))
-    return InputPreparer(settings, files, store, web or Web(), decoder or Decoder(), rules)
+    web = web or Web()
+    loras = LoraFinder(settings, files, store, web)
+    return InputPreparer(settings, files, store, web, decoder or Decoder(), loras, rules)

@@ -110,8 +110,8 @@ def test_families_and_labels(gauged: Gauged) -> None:
 
 def test_everything_begins_at_zero(gauged: Gauged) -> None:
     """So that the first event of a kind is seen as one: no series appears with it."""
-    names = ("flux-2", "flux-2-dev", "flux-2-flex", "flux-2-klein", "flux-2-max", "flux-2-pro")
-    assert catalogue_apps() == [f"fal-ai/{name}" for name in names]
+    names = ("", "-dev", "-flex", "-klein", "-lora-gallery", "-max", "-pro")
+    assert catalogue_apps() == [f"fal-ai/flux-2{name}" for name in names]
     for app in catalogue_apps():
         for priority in ("normal", "low"):
             assert gauged.value("flux2_queue_depth", app=app, priority=priority) == 0

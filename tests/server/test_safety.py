@@ -21,6 +21,7 @@ from server.inputs import InputPreparer
 from server.jobs import Job
 from server.keyfile import KeyFile, KeyLimits, SafetyRule
 from server.keys import Caller
+from server.loras import LoraFinder
 from server.runners.messages import TO_RUNNER
 from server.safety import (
     REFUSED,
@@ -216,7 +217,8 @@ async def preparer(make_settings: MakeSettings, tmp_path: Path) -> AsyncIterator
     await store.open()
     rules = SafetyRules.of(settings, lambda owner: Caller(owner=owner))
     files = FileStore(settings.data_dir / "files")
-    yield InputPreparer(settings, files, store, Web(), Decoder(), rules)
+    loras = LoraFinder(settings, files, store, Web())
+    yield InputPreparer(settings, files, store, Web(), Decoder(), loras, rules)
     await store.close()
 
 
