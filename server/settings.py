@@ -25,11 +25,11 @@ from pipelines.verdicts import DEFAULT_THRESHOLD
 from server.config_file import list_mistakes, read_toml, unknown_keys
 from server.errors import ConfigurationError
 from server.keyfile import SafetyRule
+from server.limits import Limits
 from server.placement import Place, all_folders, check_places, read_folders, read_place
 
 ENV_PREFIX = "FLUX2_"
 CONFIG_VARIABLE = "FLUX2_CONFIG"
-MIB = 1024 * 1024
 
 
 def _default_model(validated: dict[str, Any]) -> Path | None:
@@ -43,7 +43,7 @@ def _default_safety(validated: dict[str, Any]) -> SafetyRule:
     return "off" if all(map(is_demo_checkpoint, folders.values())) else "required"
 
 
-class Settings(BaseSettings):
+class Settings(Limits, BaseSettings):
     """One server's settings. Each field is also `FLUX2_<NAME>` and a key of the TOML file."""
 
     model_config = SettingsConfigDict(
@@ -156,15 +156,6 @@ class Settings(BaseSettings):
         description="Folder of LoRAs that callers may name: `NAME.safetensors`, or "
         "`OWNER/NAME.safetensors` for a Hugging Face repository.",
     )
-    lora_limit_bytes: int = Field(2048 * MIB, gt=0, description="Largest LoRA.")
-    lora_seconds: float = Field(
-        600, gt=0, description="How long fetching a LoRA by its URL may take."
-    )
-    lora_disk_bytes: int = Field(
-        20 * 1024 * MIB,
-        ge=0,
-        description="Most disk for LoRAs that were fetched, between requests.",
-    )
     lora_cache_bytes: int = Field(
         LORA_CACHE_BYTES,
         ge=0,
@@ -250,89 +241,17 @@ class Settings(BaseSettings):
         "pipelines.loading:load_pipeline",
         description="Import path of what makes a pipeline. For tests that inject faults.",
     )
-    body_limit_bytes: int = Field(64 * MIB, gt=0, description="Largest request body.")
-    reference_limit_bytes: int = Field(
-        10 * MIB, gt=0, description="Largest reference image in a data URI, decoded."
-    )
-    reference_limit_pixels: int = Field(
-        25_000_000, gt=0, description="Most pixels of one reference image."
-    )
-    decode_seconds: float = Field(
-        10, gt=0, description="How long decoding one reference image may take."
-    )
-    decode_memory_bytes: int = Field(
-        2048 * MIB, gt=0, description="Most address space of the process that decodes them."
-    )
     fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Where image URLs may lead beside the public internet: host names, `*.domain`, "
         "addresses and networks (CIDR), separated by commas.",
     )
-    fetch_limit_bytes: int = Field(
-        50 * MIB, gt=0, description="Largest reference image behind a URL."
-    )
-    fetch_seconds: float = Field(20, gt=0, description="How long fetching one of them may take.")
-    upload_limit_bytes: int = Field(
-        100 * MIB, gt=0, description="Largest file uploaded in one request."
-    )
-    multipart_limit_bytes: int = Field(
-        512 * MIB, gt=0, description="Largest file uploaded in parts."
-    )
-    upload_seconds: float = Field(
-        7 * 24 * 3600, gt=0, description="How long uploads are kept unless their sender says."
-    )
-    upload_quota_bytes: int = Field(
-        20 * 1024 * MIB, gt=0, description="Most that all uploads together may take."
-    )
-    result_seconds: float = Field(
-        7 * 24 * 3600, gt=0, description="How long results and their files are kept."
-    )
-    sync_result_seconds: float = Field(
-        360, gt=0, description="How long the result of a `sync_mode` request is kept."
-    )
-    sweep_seconds: float = Field(10, gt=0, description="Time between sweeps for expired results.")
-    drain_seconds: float = Field(
-        30, ge=0, description="How long a stop waits for the image that is being made."
-    )
     start_mode: Literal["resume", "hold"] = Field(
         "resume", description="Whether the queue runs from the start, or waits for SIGUSR1."
-    )
-    queue_limit: int = Field(
-        1000, gt=0, description="Most requests that may wait; more are answered 429."
-    )
-    disk_reserve_bytes: int = Field(
-        1024 * MIB, ge=0, description="Free disk below which new requests are refused."
     )
     cancel_on_disconnect: bool = Field(
         True,
         description="Whether a synchronous caller who leaves cancels a request not begun yet.",
-    )
-    header_seconds: float = Field(
-        10, gt=0, description="How long a connection may take to send a request's head."
-    )
-    body_seconds: float = Field(
-        30, gt=0, description="How long a connection may take for each 64 KiB of a request's body."
-    )
-    connections_per_address: int = Field(
-        1000, gt=0, description="Most connections that one address may hold open."
-    )
-    sockets_per_key: int = Field(
-        100, gt=0, description="Most websockets that one key, or all callers without one, may hold."
-    )
-    socket_idle_seconds: float = Field(
-        300, gt=0, description="How long a websocket may send nothing while no answer is due."
-    )
-    load_seconds: float = Field(
-        1800, gt=0, description="How long loading the model may make no progress."
-    )
-    step_seconds: float = Field(
-        60, gt=0, description="Longest denoising step; ten times the usual one if that is more."
-    )
-    stage_seconds: float = Field(
-        300,
-        gt=0,
-        description="How long encoding the prompt, decoding an image, or waiting for its file may "
-        "take.",
     )
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
