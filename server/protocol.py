@@ -8,7 +8,7 @@ server works on an answer the client owes nothing, however long that takes.
 import asyncio
 import json
 from enum import Enum, auto
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
@@ -92,7 +92,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_made = True
         self._expect(Due.HEAD)
         for data in self._early:
-            self.data_received(data)
+            # Which is another's when a piece before it made this a websocket.
+            cast("asyncio.Protocol", transport.get_protocol()).data_received(data)
         self._early.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -238,7 +238,7 @@ def test_too_many_requests_over_one_websocket(server: RunningServer) -> None:
 
 def test_a_silent_websocket_is_closed(start_server: StartServer, tmp_path: Path) -> None:
     """In fal's words, and with a normal end; not while an answer is due."""
-    server = start_fault_server(start_server, tmp_path / "data", FLUX2_SOCKET_IDLE_SECONDS="0.5")
+    server = start_fault_server(start_server, tmp_path / "data", FLUX2_SOCKET_IDLE_SECONDS="1")
     gate = tmp_path / "gate"
     with talk(server) as line:
         told = read(line)
@@ -249,14 +249,15 @@ def test_a_silent_websocket_is_closed(start_server: StartServer, tmp_path: Path)
     with talk(server) as line:
         line.send(msgpack.packb(held(gate)))
         with pytest.raises(TimeoutError):
-            line.recv(1)
+            line.recv(1.5)
         gate.touch()
         assert read(line)["images"]
     with talk(server) as line:
         line.send(msgpack.packb(held()))
         settle(line)
-        for _ in range(2):  # the second one does not wait for the image
-            server.process.terminate()
+        server.process.terminate()
+        server.wait_for('"stopping"')
+        server.process.terminate()  # this time it does not wait for the image
         told = read(line)
         assert (told["error"], told["status_code"]) == ("RUNNER_DISCONNECTED", 503)
         assert end_code(line) == 1012

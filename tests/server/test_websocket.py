@@ -3,14 +3,16 @@
 import asyncio
 import gc
 import logging
+import socket
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from uvicorn.server import ServerState
 
 from server import websocket
-from server.protocol import PIECE_BYTES
+from server.protocol import PIECE_BYTES, PatientProtocol
 from server.websocket import PatientWebSocket
 from tests.server.raw_http import LONG_SECONDS, WAIT_SECONDS, Box, Caller
 
@@ -118,6 +120,23 @@ async def test_a_connection_goes_over_after_an_answer(box: SocketBox) -> None:
     await asyncio.sleep(2 * SHORT_SECONDS)
     caller.send(frame(TEXT, b"hello"))
     assert (await box.hear())["text"] == "hello"
+
+
+async def test_a_transport_may_come_after_its_first_bytes(box: SocketBox) -> None:
+    """As after `start_tls`; what comes behind the handshake is for the websocket, then too."""
+    mine, theirs = socket.socketpair()
+    for end in (mine, theirs):
+        end.setblocking(False)
+    loop = asyncio.get_running_loop()
+    late: PatientProtocol = PatientProtocol(box.make_config(), ServerState(), {}, loop)
+    late.data_received(HANDSHAKE)
+    late.data_received(frame(TEXT, b"hello"))
+    reader, writer = await asyncio.open_connection(sock=mine)
+    await loop.connect_accepted_socket(lambda: late, theirs)
+    assert (await box.hear())["text"] == "hello"
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+    writer.close()
+    assert (await box.hear())["type"] == "websocket.disconnect"
 
 
 @pytest.mark.parametrize(
