@@ -26,6 +26,7 @@ from tests.contract.conftest import (
 ENDPOINT = "fal-ai/flux-2/flash"
 QUICK = "fal-ai/flux-2"
 JS = Path(__file__).parent / "js"
+KEY = "mapped:0123456789abcdef"
 BROWSER = "chromium"
 FOREIGN = "https://example.com/"
 WAYS = (["unshare", "--mount", "--net"], ["unshare", "--map-root-user", "--mount", "--net"])
@@ -91,9 +92,6 @@ def mapped(
 ) -> dict[str, Any]:
     """Run all programs where fal's names are mapped to a server; return how each ended."""
     folder = tmp_path_factory.mktemp("mapped")
-    way = next((way for way in WAYS if shutil.which("unshare") and succeeds([*way, "true"])), None)
-    if way is None:
-        skip_or_fail("no mount and network namespaces can be made here (unshare --mount --net)")
     programs = {
         "client": python("through_kit.py", ENDPOINT, SMALL_INPUTS[ENDPOINT], FOREIGN),
         "seed": [sys.executable, "-P", "-c", SEED_EXAMPLE],
@@ -106,8 +104,18 @@ def mapped(
             "serverless": ["node", str(JS / "serverless.mjs"), *asked],
             "proxied": ["node", str(JS / "proxied.mjs"), *asked, shutil.which(BROWSER) or ""],
         }
+    return run_mapped(folder, demo_model, programs, FLUX2_API_KEY=KEY)
+
+
+def run_mapped(
+    folder: Path, model: Path, programs: dict[str, list[str]], **settings: str
+) -> dict[str, Any]:
+    """Run programs where fal's names are mapped to a server; return how each ended."""
+    way = next((way for way in WAYS if shutil.which("unshare") and succeeds([*way, "true"])), None)
+    if way is None:
+        skip_or_fail("no mount and network namespaces can be made here (unshare --mount --net)")
     done = subprocess.run(
-        [*way, *python("mapped.py", folder, demo_model, programs)],
+        [*way, *python("mapped.py", folder, model, programs, settings)],
         env={key: value for key, value in os.environ.items() if not key.startswith("FLUX2_")},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -1,8 +1,9 @@
 """Runs in namespaces of its own, where fal's names resolve to a server on port 443.
 
 Arguments: an empty folder, the folder of the model, and as JSON the programs to run, by name, each
-a list of words. They get the environment and the hosts file that `client-env --mode hosts` prints;
-a web server with pictures stands for the host in fal's own examples. Prints as JSON how each ended.
+a list of words, and further settings of the server. The programs get the environment and the hosts
+file that `client-env --mode hosts` prints; a web server with pictures stands for the host in fal's
+own examples. Prints as JSON how each ended.
 """
 
 import http.server
@@ -18,7 +19,6 @@ from tests.contract.conftest import WAIT_SECONDS, make_picture
 from tests.contract.python.offline import raise_loopback, start
 
 COMMAND = str(Path(sys.executable).parent / "flux2-serve")
-KEY = "mapped:0123456789abcdef"
 PICTURES_HOST, PICTURES_ADDRESS = "storage.googleapis.com", "127.0.0.2"
 
 
@@ -69,7 +69,7 @@ def main() -> None:
         "FLUX2_TLS_PORT": "443",
         "FLUX2_OUTBOUND_CA_FILE": str(ca_path),
         "FLUX2_FETCH_ALLOW": PICTURES_ADDRESS,
-        "FLUX2_API_KEY": KEY,
+        **json.loads(sys.argv[4]),
     }
     told = {}
     server = start(Path(COMMAND), model, folder / "data", **env)
