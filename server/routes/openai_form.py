@@ -98,12 +98,7 @@ def translate(fields: Any, image_urls: Sequence[Any] | None, offer: Offer) -> Tr
     endpoint = _find(asked.model, offer, editing=image_urls is not None)
     known = endpoint.input.model_fields
     extra = asked.model_extra or {}
-    if extra.get("mask"):
-        message = "FLUX.2 edits whole images: there is no mask"
-        raise content_error("invalid_value", message, loc=("mask",), value="mask")
-    if asked.stream:
-        message = "There is no stream here; fal's own /stream routes show an image being drawn"
-        raise content_error("invalid_value", message, loc=("stream",), value=True)
+    _refuse_the_impossible(asked, extra)
     body = {name: value for name, value in extra.items() if name in known and value is not None}
     body["sync_mode"] = _is_inline(asked)
     body["output_format"] = asked.output_format or "png"
@@ -142,6 +137,15 @@ def write_answer(job: Job, form: AnswerForm) -> dict[str, Any]:
             entry["revised_prompt"] = outcome.prompt
         data.append(entry)
     return {"created": int(job.created_at), "data": data}
+
+
+def _refuse_the_impossible(asked: ImageRequest, extra: Mapping[str, Any]) -> None:
+    if extra.get("mask"):
+        message = "FLUX.2 edits whole images: there is no mask"
+        raise content_error("invalid_value", message, loc=("mask",), value="mask")
+    if asked.stream:
+        message = "There is no stream here; fal's own /stream routes show an image being drawn"
+        raise content_error("invalid_value", message, loc=("stream",), value=True)
 
 
 def _find(model: str | None, offer: Offer, *, editing: bool) -> Endpoint:

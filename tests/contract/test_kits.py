@@ -26,6 +26,7 @@ from tests.contract.conftest import (
 ENDPOINT = "fal-ai/flux-2/flash"
 QUICK = "fal-ai/flux-2"
 JS = Path(__file__).parent / "js"
+KEY = "mapped:0123456789abcdef"
 BROWSER = "chromium"
 FOREIGN = "https://example.com/"
 WAYS = (["unshare", "--mount", "--net"], ["unshare", "--map-root-user", "--mount", "--net"])
@@ -103,7 +104,7 @@ def mapped(
             "serverless": ["node", str(JS / "serverless.mjs"), *asked],
             "proxied": ["node", str(JS / "proxied.mjs"), *asked, shutil.which(BROWSER) or ""],
         }
-    return run_mapped(folder, demo_model, programs)
+    return run_mapped(folder, demo_model, programs, FLUX2_API_KEY=KEY)
 
 
 def run_mapped(

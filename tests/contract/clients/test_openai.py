@@ -94,6 +94,23 @@ def test_edits_use_every_image_of_the_form(keyed_api: Api, told: dict[str, Any])
     assert one != two
 
 
+def test_edits_as_other_tools_send_them(keyed_api: Api, picture: Path) -> None:
+    """A form with fields left empty, a form with a URL, and JSON: all the same edit."""
+    uri = make_picture_uri()
+    (expected,) = fal_pixels(keyed_api, f"{PLAIN}/edit", image_urls=[uri])
+    fields = {"prompt": "A lighthouse", "seed": "5", "num_inference_steps": "4", "size": "512x512"}
+    file = {"image[0]": ("x", picture.read_bytes(), "image/png")}
+    json_images = {"images": [{"image_url": uri}]}
+    for sent in (
+        {"data": {**fields, "n": "1", "quality": "", "model": ""}, "files": file},
+        {"data": fields, "files": {"image": (None, uri)}},
+        {"json": {**fields, **json_images}},
+    ):
+        answer = keyed_api.http.post("/v1/images/edits", **sent).raise_for_status().json()
+        ((_, url),) = answer["data"][0].items()
+        assert pixels(keyed_api, {"url": url, "b64_json": None}) == expected
+
+
 @pytest.mark.parametrize(
     ("mistake", "raised", "status", "param", "code", "words"),
     [

@@ -35,14 +35,13 @@ def told(node: str, keyed: RunningServer, keyed_api: Api, picture: Path) -> dict
 
 
 def test_images_of_a_prompt(keyed_api: Api, told: dict[str, Any]) -> None:
-    """Size and seed are heard, and what else the answer says is passed on.
+    """Size and seed are heard, and what else is said of the images is passed on.
 
     For two images the SDK asks twice, with the same seed.
     """
     made = told["made"]
     assert [image["mediaType"] for image in made["images"]] == ["image/png"] * 2
     assert [image["digest"] for image in made["images"]] == digests(keyed_api, PLAIN) * 2
-    assert made["metadata"]["seed"] == 5
     assert [image["nsfw"] for image in made["metadata"]["images"]] == [False, False]
 
 

@@ -19,7 +19,6 @@ from tests.contract.conftest import WAIT_SECONDS, make_picture
 from tests.contract.python.offline import raise_loopback, start
 
 COMMAND = str(Path(sys.executable).parent / "flux2-serve")
-KEY = "mapped:0123456789abcdef"
 PICTURES_HOST, PICTURES_ADDRESS = "storage.googleapis.com", "127.0.0.2"
 
 
@@ -70,7 +69,6 @@ def main() -> None:
         "FLUX2_TLS_PORT": "443",
         "FLUX2_OUTBOUND_CA_FILE": str(ca_path),
         "FLUX2_FETCH_ALLOW": PICTURES_ADDRESS,
-        "FLUX2_API_KEY": KEY,
         **json.loads(sys.argv[4]),
     }
     told = {}
