@@ -26,7 +26,6 @@ from server.cli_parts import (
     fail,
     load,
     one_folder,
-    only,
 )
 from server.cli_provenance import receipt, replay, watermark
 from server.client_env import Box, Mode, client_env
@@ -38,7 +37,6 @@ from server.machine import is_address, machine_names
 from server.marking import check_marking
 from server.memory import give_large_blocks_back
 from server.names import WILDCARD_HOSTS, configured_names, tls_folder
-from server.placement import devices_of
 from server.safety import describe_safety, find_checker
 from server.settings import Settings
 from server.store import StoreCorruptError, StoreLockedError, StoreUnavailableError
@@ -120,13 +118,14 @@ def doctor(
     config: ConfigOption = None,
 ) -> None:
     """Say whether the model is whole, what this machine has, and what of it fits where."""
-    settings = load(config=config, profile=profile, **only(model))
+    settings = load(config=config, profile=profile)
     codes = []
-    for name, folder in settings.folders.items():
+    for name, folder in ({Model.DEV: model} if model else settings.folders).items():
+        devices = [p.device for p in settings.places if model or name in p.models]
         command = [sys.executable, "-P", "-m", "pipelines.tools.doctor"]
         command += ["--model", str(folder), "--dtype", settings.dtype]
         command += ["--profile", settings.profile]
-        command += [f"--device={device}" for device in devices_of(settings.places, name)]
+        command += [f"--device={device}" for device in devices]
         if settings.flash_lora and name is Model.DEV:
             command.append(f"--flash-lora={settings.flash_lora}")
         command += ["--json"] if as_json else []
@@ -143,9 +142,9 @@ def quantize(
     config: ConfigOption = None,
 ) -> None:
     """Write the transformer's blocks in 8 bits into the model folder, for faster starts."""
-    settings = load(config=config, **only(model))
+    settings = load(config=config)
     command = [sys.executable, "-P", "-m", "pipelines.tools.quantise"]
-    command += ["--model", str(one_folder(settings)), "--precision", precision]
+    command += ["--model", str(model or one_folder(settings)), "--precision", precision]
     command += ["--dtype", "bfloat16" if settings.dtype == "auto" else settings.dtype]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 

@@ -5,13 +5,24 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipelines.demonstration import DEMO_CHECKPOINT
 from server.errors import ConfigurationError
 from server.settings import Settings, load_settings
 
 ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
+
+
+def _read_none(folder: Path | None) -> Path | None:
+    """Take `none` for the demonstration checkpoint, as the setting does."""
+    return DEMO_CHECKPOINT if str(folder).lower() == "none" and folder else folder
+
+
 ModelOption = Annotated[
     Path | None,
-    typer.Option(help="The model's diffusers folder; else the demonstration checkpoint."),
+    typer.Option(
+        callback=_read_none,
+        help="The model's diffusers folder; else the demonstration checkpoint.",
+    ),
 ]
 DataDirOption = Annotated[Path | None, typer.Option(help="Queue, files, certificates, caches.")]
 
@@ -28,14 +39,6 @@ def fail(message: str) -> NoReturn:
     """End with a reason."""
     typer.echo(f"flux2-serve: {message}", err=True)
     raise typer.Exit(2)
-
-
-def only(model: Path | None) -> dict[str, Any]:
-    """Return the flags for a command about the folder that was given, else about the settings'.
-
-    A folder on the command line stands for itself, whatever models the settings name.
-    """
-    return {"model": model, "models": {}} if model else {}
 
 
 def one_folder(settings: Settings) -> Path:
