@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.verdicts import Reason
 from server.catalogue import CATALOGUE
-from server.errors import RequestError, content_error, field_errors
+from server.errors import RequestError, content_error, field_errors, json_safe
 from server.family.endpoint import Endpoint
 from server.family.fields import PRESET_SIZES
 from server.image_urls import IMAGE_FIELD
@@ -155,7 +155,7 @@ def _find(model: str | None, offer: Offer, *, editing: bool) -> Endpoint:
     else:
         named = CATALOGUE.get(model) or CATALOGUE.get(f"fal-ai/{model}")
     if named is None:
-        raise RequestError(404, f"The model {model!r} is not served here")
+        raise RequestError(404, f"The model {json_safe(model)!r} is not served here")
     if editing and not named.reference_limit:
         edits = CATALOGUE.get(named.id + EDIT_SUFFIX)
         if edits is None:

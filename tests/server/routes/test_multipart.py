@@ -45,6 +45,18 @@ def test_what_stands_around_the_parts_is_nothing() -> None:
     assert parts(b"--edge--") == []
 
 
+@pytest.mark.parametrize(
+    "filename", ["Löwe.png", "ライオン" * 60 + ".png", 'a"; name="mask', "a;b.png"]
+)
+def test_names_of_files_do_not_matter(filename: str) -> None:
+    """Browsers write them as bare UTF-8; others escape them. None of them names another field."""
+    quoted = filename.replace('"', "%22")
+    body = field("image", b"1", f'; filename="{quoted}"') + b"--edge--"
+    assert parts(body) == [("image", True, b"1")]
+    request = httpx2.Request("POST", "http://box", files={"image": (filename, b"1")})
+    assert parts(request.read(), request.headers["content-type"]) == [("image", True, b"1")]
+
+
 def test_a_quoted_boundary_and_a_quote_in_a_name() -> None:
     """Both are read as written in quotes."""
     body = field('a\\"b', b"1").replace(b"edge", b"e d") + b"--e d--"

@@ -106,6 +106,7 @@ def test_the_default_is_one_that_is_served() -> None:
 def test_models_that_are_not_for_this() -> None:
     """Unknown ones, one that cannot edit, and one that cannot do without images."""
     assert refused(model="flux-9").status == 404
+    assert len(str(refused(model="x" * 100_000).body)) < 1000
     assert refused(model="dall-e-9").status == 404
     for error in (refused([URI], model="flux-2-dev"), refused(model=f"{FLASH}/edit")):
         assert (type(error), error.status) == (RequestError, 400)
