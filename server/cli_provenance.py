@@ -8,12 +8,13 @@ import typer
 from PIL import Image
 
 from pipelines.errors import PipelineError
-from pipelines.types import Pipeline
+from pipelines.types import LoraUse, Pipeline
 from server.cli_parts import ConfigOption, DataDirOption, ModelOption, fail, load
 from server.errors import ConfigurationError
 from server.gateway import KEYS_FOLDER
 from server.loading import BUILDS_FOLDER, load_options
 from server.receipts.hashes import FileHashes
+from server.receipts.loras import find_loras
 from server.receipts.record import find_job, make_receipt, read_image, read_references
 from server.receipts.replay import differences, match_references, order_of
 from server.receipts.replay import load as load_pipeline
@@ -93,6 +94,9 @@ def replay(
         list[Path] | None,
         typer.Option(help="A reference image that is not stored any more; may be repeated."),
     ] = None,
+    lora: Annotated[
+        list[Path] | None, typer.Option(help="A LoRA that is not here any more; may be repeated.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else as serve.")] = None,
     key: KeyOption = None,
     model: ModelOption = None,
@@ -108,10 +112,12 @@ def replay(
             match_references(told["references"], [*_stored(settings, told), *offered])
             for told in receipts
         ]
+        loras = [find_loras(settings, told, order_of(told).loras, lora or ()) for told in receipts]
         options = load_options(settings, device or settings.devices[0])
         pipeline = load_pipeline(settings.pipeline_factory, options)
         replayed = [
-            _replay(settings, pipeline, *pair) for pair in zip(receipts, references, strict=True)
+            _replay(settings, pipeline, *parts)
+            for parts in zip(receipts, references, loras, strict=True)
         ]
     except NotAuthenticError as error:
         fail(f"not authentic: {error}")
@@ -122,7 +128,11 @@ def replay(
 
 
 def _replay(
-    settings: Settings, pipeline: Pipeline, told: dict[str, Any], references: Sequence[bytes]
+    settings: Settings,
+    pipeline: Pipeline,
+    told: dict[str, Any],
+    references: Sequence[bytes],
+    loras: tuple[LoraUse, ...],
 ) -> bool:
     """Make one receipt's images again, say how they compare, and whether all are identical."""
 
@@ -131,7 +141,7 @@ def _replay(
 
     identical, count = True, len(told["images"])
     limit_pixels = settings.reference_limit_pixels
-    for image in make_again(told, pipeline, references, limit_pixels, stored):
+    for image in make_again(told, pipeline, references, limit_pixels, stored, loras):
         identical &= image.identical
         typer.echo(f"{told['request_id']} image {image.index + 1} of {count}: {image.note}")
     if not identical:
