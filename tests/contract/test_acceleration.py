@@ -48,9 +48,12 @@ def test_a_level_changes_neither_seed_nor_steps(api: Api) -> None:
     ] * 2
 
 
-@pytest.mark.parametrize("endpoint_id", ["fal-ai/flux-2/flash", "fal-ai/flux-2/flash/edit"])
+@pytest.mark.parametrize(
+    "endpoint_id",
+    [f"fal-ai/flux-2/{name}" for name in ("flash", "flash/edit", "turbo", "turbo/edit")],
+)
 def test_flash_says_with_which_lora(api: Api, endpoint_id: str) -> None:
-    """The stand-in for fal's own weights goes by its name, in eight steps."""
+    """The Turbo LoRA, which stands in for Flash, goes by its name, in eight steps."""
     body = {**SMALL, "image_urls": [make_picture_uri()]}
     told = read_settings(api.run(endpoint_id, body).headers["x-flux2-settings"])
     assert (told["lora"], told["steps"]) == ("flux.2-turbo-lora", "8")
