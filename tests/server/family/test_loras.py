@@ -40,7 +40,7 @@ def test_loras_are_heard_in_their_order(endpoint_id: str) -> None:
         ([{"path": "a", "scale": -0.1}], "greater_than_equal", ["loras", 0, "scale"]),
         ([{"path": "a", "scale": float("nan")}], "finite_number", ["loras", 0, "scale"]),
         ([{"path": "\ud800"}], "string_unicode", ["loras", 0, "path"]),
-        (["a"], "model_type", ["loras", 0]),
+        (["a"], "model_attributes_type", ["loras", 0]),
         ({"path": "a"}, "list_type", ["loras"]),
         (None, "list_type", ["loras"]),
     ],
