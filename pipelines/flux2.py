@@ -123,7 +123,7 @@ class Flux2:
         mask = compute_mask(settings.acceleration, settings.num_inference_steps)
         return {
             "acceleration": settings.acceleration.value,
-            **self._transformers.choose(settings).description,
+            **on_device(lambda: self._transformers.choose(settings)).description,
             "size": f"{settings.width}x{settings.height}",
             "steps": str(len(mask)),
             "computed_steps": str(sum(mask)),

@@ -8,13 +8,14 @@ import typer
 from PIL import Image
 
 from pipelines.errors import PipelineError
-from pipelines.types import Model, Pipeline
+from pipelines.types import LoraUse, Model, Pipeline
 from server.cli_parts import ConfigOption, DataDirOption, ModelOption, fail, load
 from server.errors import ConfigurationError
 from server.gateway import KEYS_FOLDER
 from server.loading import BUILDS_FOLDER, load_options
 from server.placement import devices_of
 from server.receipts.hashes import FileHashes
+from server.receipts.loras import find_loras
 from server.receipts.record import find_job, make_receipt, read_image, read_references
 from server.receipts.replay import differences, match_references, model_of, order_of
 from server.receipts.replay import load as load_pipeline
@@ -94,6 +95,9 @@ def replay(
         list[Path] | None,
         typer.Option(help="A reference image that is not stored any more; may be repeated."),
     ] = None,
+    lora: Annotated[
+        list[Path] | None, typer.Option(help="A LoRA that is not here any more; may be repeated.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else as serve.")] = None,
     key: KeyOption = None,
     model: ModelOption = None,
@@ -109,12 +113,15 @@ def replay(
             match_references(told["references"], [*_stored(settings, told), *offered])
             for told in receipts
         ]
-        pairs = list(zip(receipts, references, strict=True))
+        loras = [find_loras(settings, told, order_of(told).loras, lora or ()) for told in receipts]
+        all_parts = list(zip(receipts, references, loras, strict=True))
         replayed = []
         for needed in dict.fromkeys(map(model_of, receipts)):  # one in memory at a time
             pipeline = _load(settings, needed, device)
             replayed += [
-                _replay(settings, pipeline, *pair) for pair in pairs if model_of(pair[0]) is needed
+                _replay(settings, pipeline, *parts)
+                for parts in all_parts
+                if model_of(parts[0]) is needed
             ]
             del pipeline
     except NotAuthenticError as error:
@@ -134,7 +141,11 @@ def _load(settings: Settings, model: Model, device: str | None) -> Pipeline:
 
 
 def _replay(
-    settings: Settings, pipeline: Pipeline, told: dict[str, Any], references: Sequence[bytes]
+    settings: Settings,
+    pipeline: Pipeline,
+    told: dict[str, Any],
+    references: Sequence[bytes],
+    loras: tuple[LoraUse, ...],
 ) -> bool:
     """Make one receipt's images again, say how they compare, and whether all are identical."""
 
@@ -143,7 +154,7 @@ def _replay(
 
     identical, count = True, len(told["images"])
     limit_pixels = settings.reference_limit_pixels
-    for image in make_again(told, pipeline, references, limit_pixels, stored):
+    for image in make_again(told, pipeline, references, limit_pixels, stored, loras):
         identical &= image.identical
         typer.echo(f"{told['request_id']} image {image.index + 1} of {count}: {image.note}")
     if not identical:

@@ -32,13 +32,16 @@ class Fetches(Protocol):
 
 
 class LoraCache:
-    """Keeps the files used last, in `limit_bytes` of the disk."""
+    """Keeps the files used last, in `limit_bytes`; `reserve_bytes` of the disk stay free."""
 
-    def __init__(self, folder: Path, fetcher: Fetches, limit_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, fetcher: Fetches, limit_bytes: int, reserve_bytes: int = 0
+    ) -> None:
         self._folder = folder
         self._urls = folder / "urls"
         self._fetcher = fetcher
         self._limit_bytes = limit_bytes
+        self._reserve_bytes = reserve_bytes
         self._fetching: weakref.WeakValueDictionary[str, asyncio.Lock] = (
             weakref.WeakValueDictionary()
         )
@@ -99,7 +102,8 @@ class LoraCache:
         files = [(path, path.stat()) for path in self._folder.glob(f"*{SUFFIX}")]
         total = sum(seen.st_size for _, seen in files)
         for path, seen in sorted(files, key=lambda file: file[1].st_atime_ns):
-            if total <= self._limit_bytes:
+            is_tight = shutil.disk_usage(self._folder).free < self._reserve_bytes
+            if total <= self._limit_bytes and not is_tight:
                 break
             path.unlink()
             total -= seen.st_size

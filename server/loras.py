@@ -55,7 +55,12 @@ class LoraFinder:
         self._files = files
         self._store = store
         self._own_names = OwnNames.of(settings)
-        self._cache = LoraCache(settings.data_dir / CACHE_FOLDER, fetcher, settings.lora_disk_bytes)
+        self._cache = LoraCache(
+            settings.data_dir / CACHE_FOLDER,
+            fetcher,
+            settings.lora_disk_bytes,
+            settings.disk_reserve_bytes,
+        )
 
     def sweep(self) -> None:
         """Remove what a dead server left half done."""

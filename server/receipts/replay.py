@@ -16,6 +16,7 @@ from pipelines.pictures import size_of
 from pipelines.types import (
     GenerationRequest,
     LoadOptions,
+    LoraUse,
     Model,
     OnLoadProgress,
     Pipeline,
@@ -110,9 +111,11 @@ def replay(
     references: Sequence[bytes],
     limit_pixels: int,
     stored: Callable[[Mapping[str, Any]], bytes | None],
+    loras: tuple[LoraUse, ...] = (),
 ) -> Iterator[Replayed]:
     """Make each image of the receipt again and compare it. `stored` finds its file, if it can."""
     order = order_of(receipt)
+    order = replace(order, settings=replace(order.settings, loras=loras))
     # The marker is beside the pixels; the watermark is in them.
     watermark = receipt["applied"].get("watermark") == "on"
     marking = Marking(marker=False, watermark=watermark)

@@ -114,6 +114,15 @@ async def test_a_file_larger_than_the_cache_is_used_and_not_kept(tmp_path: Path)
     assert bench.kept == set()
 
 
+async def test_the_reserve_of_the_disk_is_not_for_the_cache(bench: Bench) -> None:
+    """On a full disk nothing is kept: new requests are refused below the reserve."""
+    cache = LoraCache(bench.folder, bench.web, 1000, reserve_bytes=2**62)
+    bench.web.files = {URL: b"one"}
+    await cache.get(URL, bench.spool / "target", bench.check)
+    assert (bench.spool / "target").read_bytes() == b"one"
+    assert bench.kept == set()
+
+
 async def test_nothing_half_done_is_left(bench: Bench) -> None:
     """Of a fetch that is refused, of a file that is, of one that is cancelled, of a crash."""
     bench.bad = {b"bad"}

@@ -1,5 +1,7 @@
 """What is served of all that fal has: aliases that the operator names, models that are there."""
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.types import Model
@@ -60,3 +62,18 @@ def test_what_a_model_serves_needs_that_model() -> None:
 def test_what_fal_does_not_have_either_is_told_in_its_words() -> None:
     """Unknown paths read as they do there."""
     assert refusal(Offer({Model.DEV}, ()), "fal-ai/flux-2/no") == "Path /no not found"
+
+
+def test_the_gallery_is_served_while_its_loras_are_there(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Each by a file of its name, which the refusal names; no restart is needed."""
+    name = "flux-2-lora-gallery/realism"
+    assert f"{name}.safetensors" in refusal(Offer.of(make_settings()), f"fal-ai/{name}")
+    offer = Offer.of(make_settings(lora_dir=str(tmp_path)))
+    assert "FLUX2_LORA_DIR" in refusal(offer, f"fal-ai/{name}")
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / f"{name}.safetensors").touch()
+    assert offer.find(f"fal-ai/{name}").lora == name
+    assert [each.id for each in offer.endpoints if each.lora] == [f"fal-ai/{name}"]
+    assert "hdr-style.safetensors" in refusal(offer, "fal-ai/flux-2-lora-gallery/hdr-style")

@@ -1,11 +1,11 @@
-"""Every endpoint of fal's FLUX.2 family but for LoRAs and realtime: inputs, ranges and outputs.
+"""Every endpoint of fal's FLUX.2 family but for realtime: inputs, ranges and outputs.
 
 The table was written from fal's registry, pages and types, not from the server's catalogue. The
 pages of the first five are held to the letter, over HTTP, by tests/contract/test_seeds.py.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -121,6 +121,27 @@ def pro(drawn: tuple[int, float], category: str = TEXT) -> Row:
 
 
 FLEX_OTHERS = {**COMMON, "enable_prompt_expansion": True}
+
+
+def with_loras(row: Row) -> Row:
+    """The same, with LoRAs; of the images of [dev]'s three are used."""
+    used = 3 if row.used and row.model is Model.DEV else row.used
+    return replace(row, others={**row.others, "loras": []}, used=used)
+
+
+GALLERY_RANGES = {**DEV, "num_inference_steps": (40, 4, 50), "lora_scale": (1, 0, 2)}
+GALLERY_OPTIONS = {**PNG, "acceleration": ("regular", "none", "regular")}
+GALLERY_OUTPUTS = ("images", "prompt", "seed")
+
+
+def gallery(category: str = TEXT) -> Row:
+    """A LoRA of the gallery."""
+    size, used = (None, 4) if category is EDIT else ("landscape_4_3", 0)
+    options, outputs = GALLERY_OPTIONS, GALLERY_OUTPUTS
+    ranges, drawn = GALLERY_RANGES, (40, 2.5)
+    return Row(category, Model.DEV, ranges, options, COMMON, outputs, drawn, size, used)
+
+
 TABLE = {
     "fal-ai/flux-2": dev(),
     "fal-ai/flux-2-dev": dev(),
@@ -146,7 +167,35 @@ TABLE = {
     "fal-ai/flux-2-pro/edit": pro((28, 2.5), EDIT),
     "fal-ai/flux-2-max": pro((50, 4.0)),
     "fal-ai/flux-2-max/edit": pro((50, 4.0), EDIT),
+    "fal-ai/flux-2/lora": with_loras(dev()),
+    "fal-ai/flux-2/lora/edit": with_loras(dev(EDIT, None)),
+    "fal-ai/flux-2/klein/4b/lora": with_loras(klein(Model.KLEIN_4B)),
+    "fal-ai/flux-2/klein/4b/edit/lora": with_loras(klein(Model.KLEIN_4B, EDIT)),
+    "fal-ai/flux-2/klein/4b/base/lora": with_loras(base(Model.KLEIN_4B_BASE)),
+    "fal-ai/flux-2/klein/4b/base/edit/lora": with_loras(base(Model.KLEIN_4B_BASE, EDIT)),
+    "fal-ai/flux-2/klein/9b/lora": with_loras(klein(Model.KLEIN_9B)),
+    "fal-ai/flux-2/klein/9b/edit/lora": with_loras(klein(Model.KLEIN_9B, EDIT)),
+    "fal-ai/flux-2/klein/9b/base/lora": with_loras(base(Model.KLEIN_9B_BASE)),
+    "fal-ai/flux-2/klein/9b/base/edit/lora": with_loras(base(Model.KLEIN_9B_BASE, EDIT)),
+    **{
+        f"fal-ai/flux-2-lora-gallery/{name}": gallery(EDIT)
+        for name in (
+            "add-background",
+            "apartment-staging",
+            "face-to-full-portrait",
+            "virtual-tryon",
+        )
+    },
+    **{
+        f"fal-ai/flux-2-lora-gallery/{name}": gallery()
+        for name in (
+            *("ballpoint-pen-sketch", "digital-comic-art", "hdr-style", "realism"),
+            *("satellite-view-style", "sepia-vintage"),
+        )
+    },
 }
+"""`multiple-angles`, which has no prompt, is in test_loras.py."""
+
 EACH = pytest.mark.parametrize("endpoint_id", TABLE)
 
 
@@ -297,7 +346,7 @@ def test_every_field_reaches_the_pipeline(endpoint_id: str) -> None:
         "num_images": 3,
         "guidance_scale": 7.5,
         "num_inference_steps": 5,
-        "acceleration": "high",
+        "acceleration": "none",
         "negative_prompt": "rain",
         "safety_tolerance": "4",
         "enable_prompt_expansion": True,

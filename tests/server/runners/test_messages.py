@@ -94,6 +94,7 @@ def test_a_request_survives_the_frame_exactly() -> None:
         Done(request_id="r", prompt="❄", timings={"inference": 0.25}, applied={"steps": "8"}),
         Failed(request_id="r", reason="out_of_memory", detail="x"),
         Failed(request_id="r", reason="reference_refused", detail="x", index=3),
+        Failed(request_id="r", reason="lora_refused", detail="x", index=2),
     ],
 )
 def test_answers_survive_the_frame_with_their_payload(message: FromRunner) -> None:
