@@ -65,7 +65,10 @@ class ImageRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What the answer depends on. `inline`: the images are in it, and no file is written."""
+    """What the answer depends on. `inline`: the images are in it, and no file is written.
+
+    `prompt` is the caller's, empty for an endpoint that writes its own.
+    """
 
     inline: bool
     prompt: str
@@ -81,7 +84,7 @@ class Translated:
     @property
     def answer_form(self) -> AnswerForm:
         """Return what has to be remembered of it; the body is one that the endpoint accepts."""
-        return AnswerForm(inline=self.body["sync_mode"], prompt=self.body["prompt"])
+        return AnswerForm(inline=self.body["sync_mode"], prompt=self.body.get("prompt", ""))
 
 
 def translate(fields: Any, image_urls: Sequence[Any] | None, offer: Offer) -> Translated:

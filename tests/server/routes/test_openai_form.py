@@ -1,6 +1,7 @@
 """OpenAI's words for an image, and fal's for the same."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,14 +82,21 @@ def test_models(model: str | None, endpoint_id: str) -> None:
     assert translate({"prompt": "A", "model": model}, None).endpoint.id == endpoint_id
 
 
-def test_every_endpoint_is_reached_by_one_of_the_two_routes() -> None:
+def test_every_endpoint_is_reached_by_one_of_the_two_routes(tmp_path: Path) -> None:
     """By its id, and each that edits by the id without `/edit` too."""
+    for name in filter(None, (endpoint.lora for endpoint in CATALOGUE.values())):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    everything = Offer(tuple(Model), tuple(CATALOGUE), tmp_path)
     for endpoint in CATALOGUE.values():
         images = [URI] if endpoint.reference_limit else None
-        assert translate({"model": endpoint.id}, images).endpoint is endpoint
+        asked = translate({"model": endpoint.id}, images, everything)
+        assert asked.endpoint is endpoint
+        assert asked.answer_form.prompt == ""
         if endpoint.id.endswith("/edit") and endpoint.id.removesuffix("/edit") in CATALOGUE:
             model = endpoint.id.removesuffix("/edit")
-            assert translate({"model": model}, [URI]).endpoint is endpoint
+            assert translate({"model": model}, [URI], everything).endpoint is endpoint
 
 
 def test_the_default_is_one_that_is_served() -> None:
@@ -98,7 +106,7 @@ def test_the_default_is_one_that_is_served() -> None:
         made = translate({"prompt": "A", "model": model}, None, klein).endpoint
         assert made.model is Model.KLEIN_4B
         assert translate({"model": model}, [URI], klein).endpoint.id == f"{made.id}/edit"
-    with pytest.raises(RequestError, match="no weights of its model") as caught:
+    with pytest.raises(RequestError, match="does not have the model dev") as caught:
         translate({"prompt": "A", "model": "flux-2"}, None, klein)
     assert caught.value.status == 404
 
