@@ -100,10 +100,8 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     admission, dispatcher, events = gateway.admission, gateway.dispatcher, gateway.events
     settings = gateway.settings
     limit, offer = settings.body_limit_bytes, Offer.of(settings)
-    waiter = run.Waiter(
-        store, dispatcher, events, cancel_on_disconnect=settings.cancel_on_disconnect
-    )
     watching = Watching(store, dispatcher, events)
+    waiter = run.Waiter(watching, dispatcher, cancel_on_disconnect=settings.cancel_on_disconnect)
     conversations = Parts(
         settings=settings,
         admission=admission,

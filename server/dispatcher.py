@@ -38,6 +38,9 @@ JOBS_AHEAD = 4
 JOBS_FETCHING = 16
 """How many jobs have images fetched at a time: most of that is waiting for strangers."""
 
+JOBS_FETCHING_LORAS = 4
+"""How many jobs have LoRAs fetched at a time, each for minutes and of gigabytes at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
@@ -52,7 +55,11 @@ class Dispatcher:
 
     def __init__(self, parts: Parts, runners: Sequence[LocalRunner]) -> None:
         self._parts = parts
-        places = {Need.DECODING: len(runners) + JOBS_AHEAD, Need.FETCHING: JOBS_FETCHING}
+        places = {
+            Need.DECODING: len(runners) + JOBS_AHEAD,
+            Need.FETCHING: JOBS_FETCHING,
+            Need.FETCHING_LORAS: JOBS_FETCHING_LORAS,
+        }
         self._prefetcher = Prefetcher(
             *(parts.store, parts.inputs, places, self._wake_workers, self._refuse),
             models=parts.settings.folders,

@@ -48,17 +48,15 @@ def need_of(
 
     With `expands_elsewhere` prompts are expanded by another server: that is waiting for others too.
     """
-    if expands_elsewhere and _asks_expansion(endpoint, body):
-        return Need.FETCHING
     fields = body if isinstance(body, dict) else {}
     urls, loras = fields.get(IMAGE_FIELD), _lora_paths(endpoint, fields)
-    far = [
-        url
-        for url in (urls[: endpoint.reference_limit] if isinstance(urls, list) else ())
-        if isinstance(url, str) and not is_data_uri(url)
-    ] + [path for path in loras if host_of(path)]
-    if not all(own_file_name(url, origin, names) for url in far):
+    if any(host_of(path) and not own_file_name(path, origin, names) for path in loras):
+        return Need.FETCHING_LORAS
+    if expands_elsewhere and _asks_expansion(endpoint, body):
         return Need.FETCHING
+    for url in urls[: endpoint.reference_limit] if isinstance(urls, list) else ():
+        if isinstance(url, str) and not is_data_uri(url) and not own_file_name(url, origin, names):
+            return Need.FETCHING
     return Need.DECODING if endpoint.reference_limit or loras else Need.NOTHING
 
 
@@ -66,12 +64,10 @@ def _lora_paths(endpoint: Endpoint, fields: Mapping[str, Any]) -> list[str]:
     """Return where the LoRAs of an input that nobody has validated yet are, as far as it says."""
     if endpoint.lora:
         return [endpoint.lora]
-    loras = fields.get(LORAS_FIELD) if endpoint.takes_loras else None
-    paths = (
-        [lora.get("path") for lora in loras or () if isinstance(lora, dict)]
-        if isinstance(loras, list)
-        else []
-    )
+    loras = fields.get(LORAS_FIELD)
+    if not endpoint.takes_loras or not isinstance(loras, list):
+        return []
+    paths = [lora.get("path") for lora in loras if isinstance(lora, dict)]
     return [path for path in paths if isinstance(path, str)]
 
 

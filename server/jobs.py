@@ -38,12 +38,14 @@ class Priority(IntEnum):
 class Need(IntEnum):
     """What a queued job waits for beside its turn: images and LoRAs, by the way they come.
 
-    Those from elsewhere may take as long as a stranger likes, so they are kept apart.
+    Those from elsewhere may take as long as a stranger likes, so they are kept apart; and so are
+    LoRAs from elsewhere, which may be gigabytes.
     """
 
     NOTHING = 0
     DECODING = 1
     FETCHING = 2
+    FETCHING_LORAS = 3
 
 
 class IllegalTransitionError(Exception):

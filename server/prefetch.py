@@ -1,12 +1,12 @@
-"""Reference images, and prompts written elsewhere, ready for the head of the queue before its turn.
+"""What the head of the queue waits for, ready before its turn: images, LoRAs, expanded prompts.
 
-Nothing here changes a row, except that a request whose images cannot be had is ended at once. A
-restart prepares again.
+Nothing here changes a row, except that a request whose images or LoRAs cannot be had is ended at
+once. A restart prepares again.
 
-Images that are here already and images from elsewhere have places of their own, so that hosts
-that are slow or dead hold up nobody but requests of their own kind; among these the owners take
-turns. What waits for an operator's language model is as if it came from elsewhere. Requests that
-need neither are not looked at here at all, and never wait for any of this.
+What is here already, images from elsewhere and LoRAs from elsewhere have places of their own, so
+that hosts that are slow or dead hold up nobody but requests of their own kind; among these the
+owners take turns. What waits for an operator's language model is as if it came from elsewhere.
+Requests that need neither are not looked at here at all, and never wait for any of this.
 """
 
 import asyncio

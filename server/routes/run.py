@@ -7,25 +7,13 @@ from starlette.responses import Response
 
 from server.admission import Admission
 from server.dispatcher import Dispatcher
-from server.errors import RequestError
-from server.events import Events
 from server.jobs import Job
 from server.routes.answers import read_json
 from server.routes.auth import caller_of
-from server.routes.doors import REQUEST_ID_HEADER, door_of
+from server.routes.doors import door_of
 from server.routes.queue import replay
+from server.routes.watching import Watching
 from server.routes.wishes import read_wishes
-from server.store import Store
-
-
-def stopping_error(request_id: str) -> RequestError:
-    """Make the answer for who waits for a request that this server will not finish."""
-    return RequestError(
-        503,
-        "The server is stopping; the request is kept under its id.",
-        "runner_disconnected",
-        {REQUEST_ID_HEADER: request_id, "retry-after": "30"},
-    )
 
 
 async def disconnected(request: Request) -> None:
@@ -38,16 +26,10 @@ class Waiter:
     """Waits for jobs with those who ask and stay on the line."""
 
     def __init__(
-        self,
-        store: Store,
-        dispatcher: Dispatcher,
-        events: Events,
-        *,
-        cancel_on_disconnect: bool,
+        self, watching: Watching, dispatcher: Dispatcher, *, cancel_on_disconnect: bool
     ) -> None:
-        self._store = store
+        self._watching = watching
         self._dispatcher = dispatcher
-        self._events = events
         self._cancel_on_disconnect = cancel_on_disconnect
 
     async def wait(self, request: Request, job: Job) -> Job | None:
@@ -56,27 +38,17 @@ class Waiter:
         A caller who leaves cancels a request that has not begun, if the operator wants that.
         Raises `RequestError` 503 when the server stops first.
         """
-        waiting = asyncio.create_task(self._wait(job.request_id))
+        watcher = self._watching.begin(job.request_id)
         leaving = asyncio.create_task(disconnected(request))
         try:
-            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done() and self._cancel_on_disconnect:
+            await asyncio.wait({watcher.coming, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not watcher.coming.done() and self._cancel_on_disconnect:
                 await self._dispatcher.cancel_if_queued(job.request_id)
-            return await waiting if waiting.done() else None
+            told = await watcher.coming if watcher.coming.done() else None
+            return told if isinstance(told, Job) else None
         finally:
-            waiting.cancel()
+            watcher.close()
             leaving.cancel()
-
-    async def _wait(self, request_id: str) -> Job:
-        with self._events.watch(request_id) as changed:
-            while True:
-                changed.clear()
-                job = await self._store.get(request_id)
-                if job and job.outcome:
-                    return job
-                if job is None or self._events.closed:
-                    raise stopping_error(request_id)
-                await changed.wait()
 
 
 def left() -> Response:

@@ -1,4 +1,4 @@
-"""Requests that live as long as somebody watches them: streams, and what comes over websockets.
+"""Requests whose callers are there to see them: they wait, or what comes is shown as it comes.
 
 Each is a job in the queue like any other.
 """
@@ -13,11 +13,21 @@ from server.dispatcher import Dispatcher
 from server.errors import FalError, RequestError, UnknownRequestError
 from server.events import Events
 from server.jobs import IllegalTransitionError, Job
-from server.routes.run import stopping_error
+from server.routes.doors import REQUEST_ID_HEADER
 from server.routes.socket import Socket
 from server.store import Store
 
 log = structlog.get_logger(__name__)
+
+
+def stopping_error(request_id: str) -> RequestError:
+    """Make the answer for who waits for a request that this server will not finish."""
+    return RequestError(
+        503,
+        "The server is stopping; the request is kept under its id.",
+        "runner_disconnected",
+        {REQUEST_ID_HEADER: request_id, "retry-after": "30"},
+    )
 
 
 class Watching:
@@ -30,9 +40,9 @@ class Watching:
         self._cancels: set[asyncio.Task[None]] = set()
 
     def begin(self, request_id: str, *, previews: bool = False) -> "Watcher":
-        """Watch a job that was just accepted: await nothing in between.
+        """Watch a job. For its previews nothing may be awaited since it was accepted.
 
-        Else a worker may have asked already whether somebody wants its previews.
+        Else a worker may have asked already whether somebody wants them.
         """
         return Watcher(request_id, self._store, self._events, previews=previews)
 
