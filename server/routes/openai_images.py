@@ -3,7 +3,6 @@
 Errors are raised as everywhere; `openai_errors` puts them into OpenAI's form.
 """
 
-import asyncio
 import base64
 import re
 from typing import Any
@@ -16,8 +15,8 @@ from server.errors import InputError
 from server.jobs import Job
 from server.offer import Offer
 from server.routes.answers import (
-    LONG_BODY_BYTES,
     AsciiJSONResponse,
+    aside,
     error_response,
     read_body,
     read_json,
@@ -68,9 +67,7 @@ class ImageRoutes:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
             body = await read_body(request, self._body_limit_bytes)
-            if len(body) > LONG_BODY_BYTES:
-                return await asyncio.to_thread(_translate_form, body, content_type, self._offer)
-            return _translate_form(body, content_type, self._offer)
+            return await aside(len(body), _translate_form, body, content_type, self._offer)
         fields = await read_json(request, self._body_limit_bytes)
         return translate(fields, _urls_in(fields), self._offer)
 
@@ -94,9 +91,7 @@ class ImageRoutes:
         if answer.status_code != 200:
             answer.headers.update(FINAL)
             return answer
-        if len(answer.body) > LONG_BODY_BYTES:
-            return await asyncio.to_thread(_respond, done, form)
-        return _respond(done, form)
+        return await aside(len(answer.body), _respond, done, form)
 
 
 def _respond(job: Job, form: AnswerForm) -> Response:

@@ -243,7 +243,7 @@ def test_expansion_is_what_klein_does_not_have(klein: Flux2) -> None:
 def test_warming_up_runs_what_a_request_will(klein_base: Flux2) -> None:
     """A step with and one without a reference, by the prompt reader that this model has."""
     tree = klein_base._transformers.all[0]
-    compiled = Transformers(exact=replace(tree, compiled=True))
+    compiled = Transformers(exact=replace(tree, compiled=True, adapted=None))
     sizes: list[int] = []
     block = tree.denoiser.transformer.transformer_blocks[0]
     hook = block.register_forward_hook(
