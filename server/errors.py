@@ -6,7 +6,7 @@ of the input or the model with `{"detail": [{"loc", "msg", "type", ...}]}`.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
@@ -87,6 +87,14 @@ class InputError(FalError):
             {"detail": detail},
             {"x-fal-billable-units": "0", "x-fal-needs-retry": "false"},
         )
+
+
+@runtime_checkable
+class Refusal(Protocol):
+    """An exception that says in fal's words why a file cannot be had; `str` is its message."""
+
+    error_type: str
+    ctx: Mapping[str, Any] | None
 
 
 def content_error(

@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 from pipelines.types import LoraUse
 from server.catalogue import find_endpoint
-from server.errors import ECHO_LIMIT_CHARACTERS, InputError, content_error
+from server.errors import ECHO_LIMIT_CHARACTERS, InputError, Refusal, content_error
 from server.expansion import RemoteExpander
 from server.family.endpoint import Order
 from server.files import FileStore
@@ -67,14 +67,6 @@ class Decodes(Protocol):
 
     async def decode(self, source: Path, target: Path) -> None:
         """Write the picture in the file `source` to `target`: upright RGB, as PNG."""
-
-
-@runtime_checkable
-class Refusal(Protocol):
-    """An exception that says in fal's words why an image cannot be had; `str` is its message."""
-
-    error_type: str
-    ctx: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pipelines.errors import LoraError
 from pipelines.lora_header import read_header
 from pipelines.lora_names import split_key
 from pipelines.types import LoraUse
-from server.errors import InputError, RequestError, content_error
+from server.errors import InputError, Refusal, RequestError, content_error
 from server.family.endpoint import LORAS_FIELD, AskedLora
 from server.files import FileStore
 from server.image_urls import MAX_URL_CHARACTERS, host_of, own_file_name
@@ -35,8 +35,8 @@ MOST_REASON_CHARACTERS = 300
 """Of what is wrong with a file: its own keys may be as long as they like."""
 
 
-class _Refusal(Exception):  # noqa: N818  (as `server.inputs.Refusal`)
-    """A LoRA cannot be had; says why in the form of `FetchError`."""
+class _RefusedError(Exception):
+    """A LoRA cannot be had: a `Refusal`."""
 
     def __init__(self, error_type: str, message: str) -> None:
         super().__init__(message)
@@ -79,13 +79,12 @@ class LoraFinder:
             try:
                 path = await self._find(job, lora.path, spool / f"{index}{SUFFIX}")
             except Exception as error:
-                error_type = getattr(error, "error_type", None)
-                if error_type is None or isinstance(error, InputError | RequestError):
+                if not isinstance(error, Refusal):
                     raise
                 if is_gallery:
                     raise unusable_lora(lora.path) from error
-                ctx = getattr(error, "ctx", None)
-                raise refused_lora(index, lora.path, str(error), error_type, ctx) from error
+                why = str(error), error.error_type, error.ctx
+                raise refused_lora(index, lora.path, *why) from error
             uses.append(LoraUse(path, lora.scale))
         return tuple(uses)
 
@@ -94,11 +93,11 @@ class LoraFinder:
         if host_of(asked) is None:
             path = await in_thread(lambda: find_local(self._folder, asked))
             if path is None:
-                raise _Refusal("file_download_error", _describe_missing(asked, self._folder))
+                raise _RefusedError("file_download_error", _describe_missing(asked, self._folder))
             await in_thread(lambda: self._check(path))
             return path
         if len(asked) > MAX_URL_CHARACTERS:
-            raise _Refusal("file_download_error", "Failed to download the file")
+            raise _RefusedError("file_download_error", "Failed to download the file")
         await in_thread(lambda: target.parent.mkdir(parents=True, exist_ok=True))
         if name := own_file_name(asked, job.origin, self._own_names):
             await self._link_own(name, job, target)
@@ -109,12 +108,12 @@ class LoraFinder:
     async def _link_own(self, name: str, job: Job, target: Path) -> None:
         record, path = await self._store.get_file(name), self._files.find(name)
         if record is None or path is None or not may_read(record.acl, record.owner, job.owner):
-            raise _Refusal("file_download_error", "File not found on this server")
+            raise _RefusedError("file_download_error", "File not found on this server")
         await in_thread(lambda: self._check(path))
         try:
             await in_thread(lambda: link_or_copy(path, target))
         except FileNotFoundError:
-            raise _Refusal("file_download_error", "File not found on this server") from None
+            raise _RefusedError("file_download_error", "File not found on this server") from None
 
     def _check(self, path: Path) -> None:
         """Refuse what is no LoRA, by its size and header; which layers it is for is not asked."""
@@ -125,9 +124,9 @@ class LoraFinder:
                 if file.seek(0, 2) > self._limit_bytes:
                     raise LoraError(f"larger than {self._limit_bytes} bytes")
         except LoraError as error:
-            raise _Refusal(ERROR_TYPE, str(error)) from error
+            raise _RefusedError(ERROR_TYPE, str(error)) from error
         except OSError as error:
-            raise _Refusal(ERROR_TYPE, f"it cannot be read: {error.strerror}") from error
+            raise _RefusedError(ERROR_TYPE, f"it cannot be read: {error.strerror}") from error
 
 
 def refused_lora(
