@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LAYER = "transformer_blocks.0.attn.to_q"
+KEY = f"transformer.{LAYER}.lora_{{}}.weight"
+"""One layer of that transformer, 64 wide, and how diffusers names the halves of its pair."""
+
 RANK = 4
 BLOCKS = 2, 4
 """Double and single blocks of the tiny checkpoint."""
@@ -31,6 +35,14 @@ BFL_OTHERS: Mapping[str, tuple[str, ...]] = {
     "time_in.out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
     "final_layer.linear": ("proj_out",),
 }
+
+
+def make_pair(rank: int = 4, width: int = 64) -> dict[str, torch.Tensor]:
+    """Return a pair for one layer."""
+    return {
+        KEY.format("A"): torch.full((rank, width), 0.5),
+        KEY.format("B"): torch.full((width, rank), 0.25),
+    }
 
 
 def bfl_layers(*, others: bool = True) -> dict[str, tuple[str, ...]]:
