@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pipelines.errors import LoraError
 from pipelines.lora_file import Lora, read_fitting
-from tests.pipelines.test_lora import KEY, LAYER, make_pair
+from tests.pipelines.lora_files import KEY, LAYER, make_pair
 
 WIDTHS = {LAYER: (64, 64)}
 
