@@ -116,16 +116,17 @@ def read_fitting(path: Path, widths: Widths) -> Lora:
     return Lora(additions, hashlib.sha256(data).hexdigest())
 
 
-def _read_whole(file: BinaryIO) -> bytearray:
+def _read_whole(file: BinaryIO) -> memoryview:
+    """Read the file to where torch has its tensors: sums on a CPU round by what numbers lie at."""
     size_bytes = file.seek(0, 2)
     file.seek(0)
-    data = bytearray(size_bytes)
+    data = torch.empty(size_bytes, dtype=torch.uint8).numpy().data
     if file.readinto(data) != size_bytes:  # type: ignore[attr-defined]
         raise LoraError("cut short while it was read")
     return data
 
 
-def _tensor(entry: Entry, data: bytearray) -> Tensor:
+def _tensor(entry: Entry, data: memoryview) -> Tensor:
     """Return a view of the file's bytes."""
     flat = torch.frombuffer(
         data, dtype=_TYPES[entry.dtype], count=math.prod(entry.shape), offset=entry.begin

@@ -96,10 +96,12 @@ async def test_what_is_asked_for(http: httpx2.AsyncClient) -> None:
     assert await found(http, endpoint_id=[KLEIN, DEV]) == [DEV, KLEIN]
     assert await found(http, endpoint_id=f"{KLEIN},{DEV}") == [DEV, KLEIN]
     edits = await found(http, category="image-to-image")
-    assert edits == [name for name in CATALOGUE if name.endswith("edit")]
+    assert edits == [name for name, endpoint in CATALOGUE.items() if endpoint.reference_limit]
     assert await found(http, q="KLEIN 9b", category="image-to-image", status="active") == [
         f"{KLEIN_9B}/edit",
         f"{KLEIN_9B}/base/edit",
+        f"{KLEIN_9B}/edit/lora",
+        f"{KLEIN_9B}/base/edit/lora",
     ]
     assert await found(http, q="nothing like it") == []
     assert await found(http, status="deprecated") == []
