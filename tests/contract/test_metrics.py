@@ -13,7 +13,10 @@ from tests.contract.fault_server import ENDPOINT, INSTANT, held, start_fault_ser
 KEY = "local:secret"
 
 LABELS = {
-    "app": {f"fal-ai/flux-2{rest}" for rest in ("", "-dev", "-flex", "-klein", "-max", "-pro")},
+    "app": {
+        f"fal-ai/flux-2{rest}"
+        for rest in ("", "-dev", "-flex", "-klein", "-lora-gallery", "-max", "-pro")
+    },
     "priority": {"normal", "low"},
     "outcome": {"ok", "invalid", "cancelled", "timed_out", "failed"},
     "phase": {"queued", "running"},

@@ -1,6 +1,7 @@
 """A server of the real protocol class around a small app, and callers that send raw bytes."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.protocol import PatientProtocol
+from server.protocol import PIECE_BYTES, PatientProtocol
 
 LONG_SECONDS = 60.0
 WAIT_SECONDS = 20
@@ -136,9 +137,10 @@ class Caller:
             return int(head.split()[1]), await self.reader.readexactly(length)
 
     async def is_hung_up_on(self) -> bytes:
-        """Wait for the end of the connection and return what came before."""
+        """Wait for the end of the connection, be it a reset, and return what came before."""
+        came = b""
         async with asyncio.timeout(WAIT_SECONDS):
-            try:
-                return await self.reader.read(-1)
-            except ConnectionResetError:
-                return b""
+            with contextlib.suppress(ConnectionResetError):
+                while piece := await self.reader.read(PIECE_BYTES):
+                    came += piece
+        return came
