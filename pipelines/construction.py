@@ -1,7 +1,9 @@
 """A pipeline from a whole model folder: planned for the device, read straight to it, compiled.
 
 The transformer's weights are read by threads of their own, while transformers loads the text
-encoder. Neither is ever whole in more than one place.
+encoder. Neither is ever whole in more than one place. All that diffusers loads is there before:
+while it makes a model, every parameter that any thread gives to any module goes to "meta"
+(accelerate's `init_empty_weights` replaces `nn.Module.register_parameter`).
 """
 
 import contextlib
@@ -73,6 +75,9 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
     flash = find_flash_lora(model, options) if kind.has_flash else NO_FLASH
     plan = plan_memory(options, exact, has_flash=flash.lora is not None)
     slots = Slots(device)
+    recipe = recipe_of(kind)
+    dtype = getattr(torch, plan.exact_precision)
+    pipe = _load_small_parts(options.model, recipe, device, dtype)
     with ThreadPoolExecutor(1, thread_name_prefix="transformer") as beside:
         reading = beside.submit(
             _read_trees,
@@ -83,11 +88,12 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
             flash.lora,
             partial(on_progress, "transformer"),
         )
-        pipe = _load_others(
-            options, recipe_of(kind), device, plan, slots, partial(on_progress, "text_encoder")
-        )
+        on_progress("text_encoder", 0.0)
+        text_encoder = load_text_encoder(options.model, device, dtype, plan, slots, recipe)
+        on_progress("text_encoder", 1.0)
         trees = reading.result()
-    pipe.register_modules(transformer=next(tree for tree in trees if tree is not None))
+    transformer = next(tree for tree in trees if tree is not None)
+    pipe.register_modules(transformer=transformer, text_encoder=text_encoder)
     compiled = is_compiled(options, device)
     pipeline = Flux2(
         pipe,
@@ -218,26 +224,15 @@ def _find_set(options: LoadOptions, plan: Plan) -> Path | None:
     return folder
 
 
-def _load_others(
-    options: LoadOptions,
-    recipe: Recipe,
-    device: torch.device,
-    plan: Plan,
-    slots: Slots,
-    on_fraction: Callable[[float], None],
-) -> Any:
-    """Load everything but the transformer, as a pipeline of diffusers' without one."""
-    dtype = getattr(torch, plan.exact_precision)
-    on_fraction(0.0)
-    text_encoder = load_text_encoder(options.model, device, dtype, plan, slots, recipe)
-    on_fraction(1.0)
+def _load_small_parts(model: Path, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a pipeline of diffusers' without transformer and text encoder, the VAE to the device."""
     vae = diffusers.AutoencoderKLFlux2.from_pretrained(
-        str(options.model / "vae"), dtype=dtype, local_files_only=True, use_safetensors=True
+        str(model / "vae"), dtype=dtype, local_files_only=True, use_safetensors=True
     )
     pipe = recipe.pipeline.from_pretrained(
-        str(options.model),
+        str(model),
         transformer=None,
-        text_encoder=text_encoder,
+        text_encoder=None,
         vae=vae.to(device).eval(),
         local_files_only=True,
     )

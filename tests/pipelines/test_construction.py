@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import accelerate
+import diffusers
 import pytest
 import torch
 
@@ -47,6 +49,32 @@ def test_streamed_weights_give_the_same_picture(
     assert all(isinstance(layer, Streamed) for layer in language.layers)
     for request in (make_request(), make_request(references=references[:1]), make_request(seed=3)):
         assert torch.equal(make_latents(streamed, request), make_latents(flux2, request))
+
+
+def test_diffusers_is_done_before_weights_are_read(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it makes a model, what any other thread reads into a module would be lost."""
+    order: list[str] = []
+
+    def note(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            order.append(f"{name} begins")
+            found = work(*args, **kwargs)
+            order.append(f"{name} ends")
+            return found
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(accelerate, "init_empty_weights")
+    note(diffusers.AutoencoderKLFlux2, "from_pretrained")
+    note(diffusers.Flux2Pipeline, "from_pretrained")
+    note(construction, "read_tensors")
+    load()
+    assert "init_empty_weights begins" in order
+    assert order[-2:] == ["read_tensors begins", "read_tensors ends"]
 
 
 def test_slots_are_given_back_after_every_request(load: Load) -> None:
