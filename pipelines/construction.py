@@ -7,6 +7,7 @@ while it makes a model, every parameter that any thread gives to any module goes
 """
 
 import contextlib
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -68,6 +69,9 @@ def construct(options: LoadOptions, on_progress: OnLoadProgress) -> tuple[Flux2,
     exact = Precision(_choose_dtype(options.dtype, device.type))
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)
+        # What a model before this one had, as in `replay`, is to count as free.
+        gc.collect()
+        torch.cuda.empty_cache()
     if options.compile_cache:
         keep_compiled_kernels(options.compile_cache)
     _silence_libraries()

@@ -105,9 +105,12 @@ def check_model_folder(folder: Path) -> None:
 
     Raises `ModelNotFoundError` with one line for each file that is not.
     """
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"{folder}: no such folder")
-    problems = list(_find_problems(folder))
+    try:
+        if not folder.is_dir():
+            raise ModelNotFoundError(f"{folder}: no such folder")
+        problems = list(_find_problems(folder))
+    except OSError as error:  # of a file that is merely not there nothing raises
+        raise ModelNotFoundError(f"{folder}: cannot be read: {error}") from error
     if problems:
         raise ModelNotFoundError("\n".join(problems))
 

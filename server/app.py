@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from server.errors import FalError, RequestError
 from server.gateway import Gateway
-from server.model_folders import FolderChecks
 from server.names import OwnNames
 from server.offer import Offer
 from server.routes import (
@@ -117,7 +116,7 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
         jwks.make_router(gateway.signer),
         files.make_router(store, gateway.files, metrics, clock),
         UploadRoutes(gateway.uploads, gateway.tickets).router,
-        models.ModelRoutes(offer, dispatcher, FolderChecks(settings.folders, clock)).router,
+        models.ModelRoutes(offer, dispatcher).router,
         requests.RequestRoutes(store, gateway.files, clock).router,
         queue.QueueRoutes(store, admission, dispatcher, events, limit).router,
         tokens.make_router(gateway.tickets),

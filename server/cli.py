@@ -130,7 +130,7 @@ def doctor(
             command.append(f"--flash-lora={settings.flash_lora}")
         command += ["--json"] if as_json else []
         codes.append(subprocess.run(command, check=False).returncode)  # noqa: S603
-    raise typer.Exit(max(codes))
+    raise typer.Exit(next(filter(None, codes), 0))
 
 
 @weights_app.command("quantize")
@@ -355,6 +355,5 @@ def _print_start(settings: Settings, tls: TlsFiles | None) -> None:
         else:
             typer.echo(f"model: {folder}" if name is Model.DEV else f"model {name}: {folder}")
     typer.echo(f"safety: {describe_safety(settings, find_checker(settings))}")
-    typer.echo("flash: runs the 8 Turbo sigmas without a LoRA")
     if tls:
         typer.echo(f"CA for clients: {tls.ca_path.resolve()}")

@@ -16,6 +16,7 @@ from server import jobs
 from server.attempts import STORAGE_RETRY_SECONDS, Parts
 from server.errors import FalError, UnknownRequestError
 from server.jobs import IllegalTransitionError, Job, JobStatus, Need
+from server.model_folders import FolderChecks
 from server.offer import missing_model
 from server.prefetch import Prefetcher
 from server.results import (
@@ -64,8 +65,9 @@ class Dispatcher:
             *(parts.store, parts.inputs, places, self._wake_workers, self._refuse),
             models=parts.settings.folders,
         )
+        self.folders = FolderChecks(parts.settings.folders, parts.clock)
         self._workers = [
-            Worker(parts, self._prefetcher, runner, str(i), self._on_models_changed)
+            Worker(parts, self._prefetcher, self.folders, runner, str(i), self._on_change)
             for i, runner in enumerate(runners)
         ]
         for worker in self._workers:
@@ -236,7 +238,7 @@ class Dispatcher:
         reasons = [worker.failures.reason(model) for worker in able]
         return ModelState("loadable") if None in reasons else ModelState("failed", reasons[0])
 
-    def _on_models_changed(self) -> None:
+    def _on_change(self) -> None:
         self._models_changed.set()
         self._wake_workers()
 

@@ -38,9 +38,12 @@ def read_folders(items: Iterable[str]) -> dict[Model, Path]:
 def read_place(entry: str, served: Collection[Model]) -> Place:
     """Read a device, such as `cuda:0`, or one with its models, such as `cuda:0=dev+klein-4b`.
 
-    Without any it may load all that are `served`. Raises `ValueError` for a model that is not.
+    Without any it may load all that are `served`. Raises `ValueError` for a model that is not, and
+    for no device.
     """
     device, separator, names = (part.strip() for part in entry.partition("="))
+    if not device:
+        raise ValueError(f"{entry!r} names no device")
     if not separator:
         return Place(device, tuple(served))
     models = tuple(dict.fromkeys(read_model(name.strip()) for name in names.split(PIN_SEPARATOR)))
@@ -50,8 +53,15 @@ def read_place(entry: str, served: Collection[Model]) -> Place:
     return Place(device, models)
 
 
-def check_places(places: Iterable[Place], served: Collection[Model]) -> None:
-    """Raise `ValueError` for a model that has a folder and no device to run on."""
+def check_places(places: Collection[Place], served: Collection[Model]) -> None:
+    """Raise `ValueError` for a model that has no device to run on, and for a card named twice.
+
+    Two runners on one card would each plan for all of its memory.
+    """
+    cards = ["cuda:0" if place.device == "cuda" else place.device for place in places]
+    for card in cards:
+        if card.startswith("cuda") and cards.count(card) > 1:
+            raise ValueError(f"{card} is named twice: join its models with {PIN_SEPARATOR!r}")
     reachable = {model for place in places for model in place.models}
     for model in served:
         if model not in reachable:

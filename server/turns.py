@@ -36,8 +36,8 @@ class Turn:
 class Turns:
     """Decides for one runner. Times are seconds on the server's clock.
 
-    At most `jobs` later requests go before one whose model is not loaded, and no more when that
-    was done for `seconds`.
+    At most `jobs` later requests go before one that this runner would load a model for, and no more
+    when that was done for `seconds`. One that is left to another runner holds nobody up here.
     """
 
     def __init__(self, jobs: int, seconds: float) -> None:
@@ -83,13 +83,16 @@ class _Failure:
     reason: str
     count: int
     retry_at: float
+    is_answered: bool = False
+    """Whether a model was loaded since, so that whoever waited for this one was told."""
 
 
 class LoadFailures:
     """Which models one runner could not load, and when it may try again.
 
     After `TRIES` in a row a model is given up for `GIVEN_UP_SECONDS`, and then for as long after
-    each further try: each costs the model that is loaded.
+    each further try: each costs the model that is loaded. The pause counts from when another one is
+    loaded again, however long that takes: only then its requests are answered.
     """
 
     def __init__(self) -> None:
@@ -103,14 +106,18 @@ class LoadFailures:
         self._failures[model] = _Failure(reason, count, now + pause)
         return pause
 
-    def succeeded(self, model: Model) -> None:
+    def succeeded(self, model: Model, now: float) -> None:
         """Note that a model is loaded.
 
-        If it could not be before, what is mended may have kept others up too: they get another try.
+        If it had been given up, what is mended may have kept others up too: they get another try.
         """
-        if self._failures.pop(model, None):
-            for failure in self._failures.values():
-                failure.count, failure.retry_at = min(failure.count, TRIES - 1), 0.0
+        before = self._failures.pop(model, None)
+        was_given_up = before is not None and before.count >= TRIES
+        for failure in self._failures.values():
+            if was_given_up:
+                failure.count, failure.retry_at = min(failure.count, TRIES - 1), now
+            elif failure.count >= TRIES and not failure.is_answered:
+                failure.is_answered, failure.retry_at = True, now + GIVEN_UP_SECONDS
 
     def may_try(self, model: Model, now: float) -> bool:
         """Say whether a model may be loaded now."""

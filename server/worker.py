@@ -16,7 +16,7 @@ from pipelines.errors import ModelNotFoundError
 from pipelines.types import Model
 from server.attempts import STORAGE_RETRY_SECONDS, Attempt, Parts
 from server.jobs import Job
-from server.model_folders import check_whole
+from server.model_folders import FolderChecks
 from server.prefetch import Prefetcher
 from server.runners.connection import RunnerDiedError
 from server.runners.local import LocalRunner, RunnerLoadError, RunnerState
@@ -33,18 +33,21 @@ LONGEST_RESPAWN_SECONDS = 300.0
 class Worker:
     """Keeps one runner alive and feeds it from the queue.
 
-    `peers` are the other workers; `on_change` is called when a model was loaded, or was not.
+    `peers` are the other workers; `on_change` is called when a model was loaded, or was not, and
+    when a request was given back that any of them may take.
     """
 
     def __init__(
         self,
         parts: Parts,
         prefetcher: Prefetcher,
+        folders: FolderChecks,
         runner: LocalRunner,
         name: str,
         on_change: Callable[[], None],
     ) -> None:
         self._parts = parts
+        self._folders = folders
         self._prefetcher = prefetcher
         self._name = name
         self._wake = asyncio.Event()
@@ -213,8 +216,9 @@ class Worker:
         try:
             if before:
                 # So that nothing is given up for what cannot be had.
-                folder = self.runner.loads[model].options.model
-                await asyncio.to_thread(check_whole, model, folder)
+                problem = await self._folders.look(model)
+                if problem:
+                    raise ModelNotFoundError(problem)
                 log.info("switching", worker=self._name, loaded=before, model=model)
                 self._parts.metrics.switched(model)
             self._was_ready = False
@@ -226,7 +230,7 @@ class Worker:
                 raise
         else:
             self._was_ready = True
-            self.failures.succeeded(model)
+            self.failures.succeeded(model, self._parts.clock())
             self._parts.metrics.runner(self._name, up=True, load_seconds=self.runner.load_seconds)
         finally:
             self.loading, self._is_switching = None, False
@@ -271,6 +275,8 @@ class Worker:
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, RunnerDiedError):
             self._trouble = error
+        if error:
+            self._on_change()
         self.wake()
 
     async def _wait_attempts(self) -> None:

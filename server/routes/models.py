@@ -21,7 +21,6 @@ from server.catalogue import CATALOGUE
 from server.dispatcher import Dispatcher
 from server.errors import RequestError
 from server.family.endpoint import Endpoint
-from server.model_folders import FolderChecks
 from server.offer import Offer
 from server.routes.answers import AsciiJSONResponse
 from server.routes.doors import Door, door_of
@@ -54,10 +53,9 @@ class Serving(NamedTuple):
 class ModelRoutes:
     """The route over the given parts; `router` holds it."""
 
-    def __init__(self, offer: Offer, dispatcher: Dispatcher, checks: FolderChecks) -> None:
+    def __init__(self, offer: Offer, dispatcher: Dispatcher) -> None:
         self._offer = offer
         self._dispatcher = dispatcher
-        self._checks = checks
         self.router = APIRouter(prefix="/v1/models", include_in_schema=False)
         self.router.add_api_route("", self.list_endpoints, methods=["GET"])
 
@@ -94,7 +92,7 @@ class ModelRoutes:
         state = self._dispatcher.model_states[endpoint.model]
         if state.word != "loadable":
             return Serving(state.word, state.reason)
-        problem = await self._checks.problem_of(endpoint.model)
+        problem = await self._dispatcher.folders.problem_of(endpoint.model)
         return Serving("missing", problem) if problem else Serving("loadable", None)
 
 

@@ -73,7 +73,8 @@ ORDER BY seq LIMIT 1;
 
 -- name: queued_of_model
 SELECT request_id FROM jobs
-WHERE status = 'IN_QUEUE' AND needs IN (0, 1, 2) AND model = :model LIMIT :limit;
+WHERE status = 'IN_QUEUE' AND needs IN (SELECT value FROM json_each(:needs)) AND model = :model
+LIMIT :limit;
 
 -- name: missed_starts
 SELECT request_id FROM jobs

@@ -134,7 +134,9 @@ class Store(Database):
 
     async def queued_of_model(self, model: Model, limit: int = 100) -> list[str]:
         """Return the ids of some queued jobs of a model."""
-        return await self._read_column("queued_of_model", {"model": model, "limit": limit})
+        # With their needs, as the index begins so.
+        parameters = {"model": model, "needs": json.dumps(list(Need)), "limit": limit}
+        return await self._read_column("queued_of_model", parameters)
 
     async def next_in_need(self, model: Model, needs: Need, limit: int) -> list[Job]:
         """Return a model's queued jobs to prepare next: urgent before old, owners in turns."""

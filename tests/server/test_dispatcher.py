@@ -64,6 +64,7 @@ class Box:
         prompt: str,
         wishes: Wishes | None = None,
         endpoint_id: str | None = None,
+        needs: Need | None = None,
         **fields: Any,
     ) -> None:
         """Put a request into the queue and wake the dispatcher."""
@@ -81,7 +82,7 @@ class Box:
             input=json.dumps(body),
             created_at=now,
             priority=wishes.priority,
-            needs=Need.FETCHING if urls else Need.NOTHING,
+            needs=needs or (Need.FETCHING if urls else Need.NOTHING),
             start_by=now + wishes.start_seconds if wishes.start_seconds else None,
             no_retry=wishes.no_retry,
             keep_payload=wishes.keep_payload,

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+import server.model_folders
 import server.turns
 import server.worker
 from pipelines.types import Model
@@ -17,7 +19,7 @@ from server.errors import ConfigurationError
 from server.family.endpoint import Order
 from server.gateway import check_settings
 from server.inputs import InputPreparer
-from server.jobs import Job, JobStatus
+from server.jobs import Job, JobStatus, Need
 from server.settings import Settings
 from tests.faults.model_folders import make_model_folder
 from tests.server.test_dispatcher import WAIT_SECONDS, Box
@@ -212,6 +214,44 @@ async def test_missing_files_cost_the_loaded_model_nothing(
     assert 'load_failures_total{model="klein-4b"} 3.0' in box.parts.metrics.render().decode()
 
 
+async def test_a_folder_that_hangs_holds_nobody_up(
+    box: Box, folders: dict[Model, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that does not answer is as good as none; what is loaded goes on."""
+    monkeypatch.setattr(server.model_folders, "LOOK_SECONDS", 0.05)
+    await box.submit("d1", "plain")
+    box.dispatcher.start()
+    await box.outcome("d1")
+    index = folders[Model.KLEIN_4B] / "model_index.json"
+    index.unlink()
+    os.mkfifo(index)
+    try:
+        await box.submit("k1", "plain", endpoint_id=KLEIN)
+        assert (await box.outcome("k1")).http_status == 503
+        state = box.dispatcher.model_states[Model.KLEIN_4B]
+        assert state.word == "failed"
+        assert "cannot be read in 0.05 seconds" in (state.reason or "")
+        await box.submit("d2", "plain")
+        assert await made_by(box, "d2") == "dev"
+    finally:
+        index.write_text("{}")  # so that the look ends, and with it its thread
+
+
+async def test_a_folder_that_cannot_be_read_is_like_none(
+    box: Box, folders: dict[Model, Path]
+) -> None:
+    """Whatever the file system says of it."""
+    await box.submit("d1", "plain")
+    box.dispatcher.start()
+    await box.outcome("d1")
+    shutil.rmtree(folders[Model.KLEIN_4B])
+    folders[Model.KLEIN_4B].symlink_to("n" * 256)
+    await box.submit("k1", "plain", endpoint_id=KLEIN)
+    assert (await box.outcome("k1")).http_status == 503
+    await box.submit("d2", "plain")
+    assert await made_by(box, "d2") == "dev"
+
+
 async def test_a_broken_model_keeps_nobody_else_up(box: Box, folders: dict[Model, Path]) -> None:
     """Three tries, then its requests are ended and the others are made; once mended it is back."""
     broken = folders[Model.KLEIN_4B] / "broken"
@@ -327,6 +367,19 @@ async def test_two_runners_have_two_models(make_box: MakeBox) -> None:
     assert 'model_switches_total{model="klein-4b"} 0.0' in text
 
 
+async def test_what_a_dying_runner_had_is_made_by_another(
+    make_box: MakeBox, folders: dict[Model, Path], tmp_path: Path
+) -> None:
+    """At once, not when the first one has loaded its model again."""
+    box = make_box(devices=("cpu=dev", "cpu=dev", "cpu=klein-4b"))
+    await box.store.open()
+    box.dispatcher.start()
+    await until(lambda: all(worker.loaded for worker in box.dispatcher._workers))
+    (folders[Model.DEV] / "held").touch()
+    await box.submit("d1", f"once {tmp_path / 'flag'} die")
+    assert await made_by(box, "d1") == "dev"
+
+
 async def test_a_device_is_kept_for_its_model(make_box: MakeBox, tmp_path: Path) -> None:
     """What its neighbour is busy with holds nobody up, and is not helped with."""
     box = make_box(devices=("cpu=dev", "cpu=klein-4b"))
@@ -347,8 +400,9 @@ async def test_a_device_is_kept_for_its_model(make_box: MakeBox, tmp_path: Path)
 async def test_what_waits_for_a_model_that_is_gone_is_ended(
     box: Box, make_settings: Callable[..., Settings], folders: dict[Model, Path]
 ) -> None:
-    """Taken from the configuration with requests in the queue: they do not wait for ever."""
-    await box.submit("k1", "plain", endpoint_id=KLEIN)
+    """Taken from the configuration with requests in the queue: none waits for ever."""
+    for needs in Need:
+        await box.submit(f"needs {needs}", "plain", endpoint_id=KLEIN, needs=needs)
     await box.submit("d1", "plain")
     await box.store.close()
     settings = make_settings(model=folders[Model.DEV], pipeline_factory="fault_pipelines:by_folder")
@@ -356,10 +410,11 @@ async def test_what_waits_for_a_model_that_is_gone_is_ended(
     await later.store.open()
     later.dispatcher.start()
     try:
-        outcome = await later.outcome("k1")
-        assert outcome.http_status == 404
-        told = json.loads(outcome.body)["detail"]
-        assert "this server does not have the model klein-4b, only dev." in told
+        for needs in Need:
+            outcome = await later.outcome(f"needs {needs}")
+            assert outcome.http_status == 404
+            told = json.loads(outcome.body)["detail"]
+            assert "this server does not have the model klein-4b, only dev." in told
         assert await made_by(later, "d1") == "dev"
     finally:
         await later.dispatcher.stop(0)
@@ -379,6 +434,17 @@ def test_a_folder_of_another_model_is_refused(
         with pytest.raises(ConfigurationError, match=f"so this is not {model}$"):
             check_settings(settings)
     check_settings(make_settings(model=None, models={**folders, Model.KLEIN_9B: Path("/none")}))
+
+
+def test_one_folder_is_not_two_models(
+    make_settings: Callable[..., Settings], folders: dict[Model, Path], tmp_path: Path
+) -> None:
+    """By whatever path: which size a klein has its index does not say, but not both."""
+    link = tmp_path / "link"
+    link.symlink_to(folders[Model.KLEIN_4B])
+    settings = make_settings(model=None, models={**folders, Model.KLEIN_9B: link})
+    with pytest.raises(ConfigurationError, match="klein-4b and klein-9b are one folder"):
+        check_settings(settings)
 
 
 def test_criteria_that_a_model_cannot_judge_are_refused(

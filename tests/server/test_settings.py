@@ -180,6 +180,8 @@ def test_which_device_serves_which_model() -> None:
         ({"FLUX2_MODELS": "klein-4b=/k,klein-4b=/l"}, "models", "two folders"),
         ({"FLUX2_MODEL": "/d", "FLUX2_MODELS": "dev=/e"}, "model", "leave one out"),
         ({"FLUX2_DEVICES": "cuda:0=klein-4b"}, "devices", "klein-4b has no folder"),
+        ({"FLUX2_DEVICES": "=dev"}, "devices", "names no device"),
+        ({"FLUX2_DEVICES": "cuda,cuda:0"}, "devices", "cuda:0 is named twice"),
         (
             {"FLUX2_MODELS": "dev=/d,klein-4b=/k", "FLUX2_DEVICES": "cuda=dev"},
             "devices",

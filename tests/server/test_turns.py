@@ -166,20 +166,35 @@ def test_a_model_is_given_up_after_some_tries() -> None:
     assert not failures.has_given_up(DEV, now)
     assert failures.failed(DEV, "again", now) == GIVEN_UP_SECONDS
     assert (failures.reason(DEV), failures.reason(K4)) == ("again", None)
-    failures.succeeded(DEV)
+    failures.succeeded(DEV, now)
     assert failures.may_try(DEV, now)
     assert failures.reason(DEV) is None
 
 
 def test_a_recovery_gives_the_others_another_try() -> None:
-    """What was wrong may have been the device; but one that never failed says nothing of others."""
+    """What was wrong may have been the device; a model that was never given up says nothing."""
     failures = LoadFailures()
+    for model in (DEV, K4):
+        for _ in range(TRIES):
+            failures.failed(model, "no device", 100.0)
+    failures.failed(K9, "a moment's trouble", 100.0)
+    failures.succeeded(K9, 101.0)
+    assert failures.has_given_up(DEV, 101.0)
+    failures.succeeded(K4, 102.0)
+    assert failures.may_try(DEV, 102.0)
+    assert not failures.has_given_up(DEV, 102.0)
+    assert failures.failed(DEV, "its own fault", 102.0) == GIVEN_UP_SECONDS
+
+
+def test_a_pause_counts_from_when_another_model_is_loaded() -> None:
+    """However long that takes: until then nobody was answered. Later loads do not prolong it."""
+    failures, now = LoadFailures(), 100.0
     for _ in range(TRIES):
-        failures.failed(DEV, "no device", 100.0)
-    failures.succeeded(K9)
-    assert failures.has_given_up(DEV, 100.0)
-    failures.failed(K4, "no device", 100.0)
-    failures.succeeded(K4)
-    assert failures.may_try(DEV, 100.0)
-    assert not failures.has_given_up(DEV, 100.0)
-    assert failures.failed(DEV, "its own fault", 100.0) == GIVEN_UP_SECONDS
+        failures.failed(K4, "broken", now)
+    now += 2 * GIVEN_UP_SECONDS
+    assert not failures.has_given_up(K4, now)
+    failures.succeeded(DEV, now)
+    assert failures.has_given_up(K4, now)
+    assert not failures.may_try(K4, now + GIVEN_UP_SECONDS - 1)
+    failures.succeeded(K9, now + GIVEN_UP_SECONDS / 2)
+    assert failures.may_try(K4, now + GIVEN_UP_SECONDS)
