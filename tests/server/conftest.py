@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.types import Model
 from server.settings import Settings
+from tests.faults.model_folders import make_model_folder
 
 MakeSettings = Callable[..., Settings]
 
@@ -46,3 +48,10 @@ def make_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSettin
 def settings(make_settings: MakeSettings) -> Settings:
     """Return settings without any changes."""
     return make_settings()
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[Model, Path]:
+    """Return the folders of two models."""
+    models = (Model.DEV, Model.KLEIN_4B)
+    return {model: make_model_folder(tmp_path / model, model) for model in models}
