@@ -190,6 +190,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cut short": (make_lora()[:-1], "cut short"),
     "a DoRA": (make_lora("transformer_blocks.0.attn.to_q.dora_scale"), "DoRA"),
     "a model": (make_lora("double_blocks.0.img_attn.qkv.weight"), "not a name of a LoRA"),
+    "half a character": (make_lora("\ud800.lora_A.weight"), "not a safetensors file"),
     "a long key": (make_lora("k" * 10_000), "k" * 100),
 }
 
