@@ -1,5 +1,6 @@
 """From what a caller calls a LoRA to a file for the runner; errors to the exact list index."""
 
+import errno
 import json
 import pickle
 import struct
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipelines.types import LoraUse
 from server.catalogue import CATALOGUE
@@ -169,6 +171,25 @@ async def test_without_a_folder_names_are_refused_and_urls_are_not(
     bench.web.files[f"{FAR}/a"] = make_lora()
     assert await bench.find(f"{FAR}/a") == [make_lora()]
     await bench.store.close()
+
+
+async def test_a_folder_that_cannot_be_looked_into_has_no_loras(
+    bench: LoraBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sick disk, or another's folder, callers hear as of a name that is none; the log why."""
+
+    def fail(_path: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    bench.put("lost/x.safetensors")
+    monkeypatch.setattr(Path, "is_file", fail)
+    with capture_logs() as logs:
+        item = await bench.refused("lost/x")
+    assert item["type"] == "file_download_error"
+    assert item["msg"].startswith("LoRA not found")
+    assert [(line["log_level"], line["reason"]) for line in logs] == [
+        ("warning", "Input/output error")
+    ]
 
 
 async def test_a_file_of_another_is_not_found(bench: LoraBench) -> None:
