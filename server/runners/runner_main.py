@@ -82,6 +82,9 @@ FAILURES: dict[type[PipelineError], FailureReason] = {
 TOLD: tuple[FailureReason, ...] = ("unavailable", "lora_refused")
 """Whose own words are meant for callers."""
 
+MOST_DETAIL_CHARACTERS = 2000
+"""Of what is said of a failure: a file's own words may be in it."""
+
 CHECKER_MODULE = "pipelines.safety"
 """By name: like the pipeline it imports torch, which this module must not."""
 
@@ -241,15 +244,30 @@ class Runner:
             log.error("cannot keep a blocked image", request_id=request_id, reason=str(error))
 
     def _finish(self, order: Run, last_word: Done | Failed, images: list[Future[None]]) -> None:
-        """Say the last word of a request, behind its images: one of them may have failed."""
+        """Say the last word of a request, behind its images, whatever becomes of it.
+
+        Nobody asks what this came to: without a last word the whole runner is taken for hung.
+        """
+        try:
+            self._send(self._settle(order, last_word, images))
+        except Exception as error:
+            request_id = order.request.request_id
+            log.exception("a last word cannot be said", request_id=request_id)
+            detail = f"the last word cannot be said: {type(error).__name__}"
+            self._send(Failed(request_id=request_id, reason="error", detail=detail))
+
+    def _settle(
+        self, order: Run, last_word: Done | Failed, images: list[Future[None]]
+    ) -> Done | Failed:
+        """Return the last word, now that all images are through: one of them may have failed."""
         errors = [image.exception() for image in images if not image.cancelled()]
         error = next(filter(None, errors), None)
         if error and isinstance(last_word, Done):
             log.error("an image cannot leave", request_id=last_word.request_id, exc_info=error)
             if isinstance(error, DeviceLostError):
                 os._exit(EXIT_DEVICE_LOST)
-            last_word = _failed(order, _reason_of(error), error)
-        self._send(last_word)
+            return _failed(order, _reason_of(error), error)
+        return last_word
 
     def _send(self, message: FromRunner, payload: bytes = b"") -> None:
         frame = from_runner(message, payload)
@@ -280,6 +298,8 @@ def _reason_of(error: BaseException) -> FailureReason:
 
 def _failed(order: Run, reason: FailureReason, error: BaseException) -> Failed:
     detail = str(error) if reason in TOLD else f"{type(error).__name__}: {error}"
+    # What cannot be said as UTF-8, of a file's own words, is told by its number.
+    detail = detail[:MOST_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
     index = error.index if isinstance(error, ReferenceRefusedError | LoraRefusedError) else 0
     request_id = order.request.request_id
     return Failed(request_id=request_id, reason=reason, detail=detail, index=index)

@@ -12,7 +12,7 @@ import pytest
 from pipelines.types import GenerationRequest, GenerationSettings
 from server.gateway import make_runner as make_runner_for_device
 from server.runners.connection import RunnerAbsentError, RunnerDiedError
-from server.runners.local import LocalRunner, RunnerState
+from server.runners.local import GenerationFailedError, LocalRunner, RunnerState
 from server.runners.messages import Progress
 from server.schemas import OutputFormat
 from server.settings import Settings
@@ -128,6 +128,29 @@ async def test_each_request_has_a_limit_of_its_own(
             await task
     assert runner.problem == f"the runner hung: silent for {seconds} s"
     assert runner.pid is None
+
+
+async def test_every_request_has_a_last_word_whatever_cannot_be_said(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """What no message can hold costs the request, or is told by its number; the runner is well."""
+    runner = make_runner(make_settings(stage_seconds=5.0))
+    await runner.start()
+    pid, failures = runner.pid, []
+    for prompt in ("refuse-lora", "unsayable"):
+        with pytest.raises(GenerationFailedError) as caught:
+            await runner.run(make_request(prompt), OutputFormat.PNG, ignore, ignore)
+        failures.append(caught.value)
+    generated = await runner.run(make_request("plain"), OutputFormat.PNG, ignore, ignore)
+    assert sorted(generated.images) == [0, 1]
+    assert runner.pid == pid
+    await runner.stop()
+    assert [(failure.reason, failure.index) for failure in failures] == [
+        ("lora_refused", 1),
+        ("error", 0),
+    ]
+    assert str(failures[0]).startswith("\\ud800 is no linear layerxxx")
+    assert len(str(failures[0])) < 3000
 
 
 async def test_progress_of_loading_is_kept(
