@@ -160,6 +160,7 @@ class Runner:
     def _draw(self, pipeline: Pipeline, order: Run, images: list[Future[None]]) -> Done | Failed:
         """Give each image to the encoder as it is drawn; return what the request came to."""
         request, prompt = order.request, order.request.prompt
+        applied: dict[str, str] = {}
 
         def on_step(step: Step) -> None:
             self._send(
@@ -179,6 +180,8 @@ class Runner:
             started = time.monotonic()
             if self._safety and self._safety.check_references:
                 check_references(self._checker, request.reference_images, request.settings)
+            # This, too, takes memory: the request's LoRAs come to the device.
+            applied.update(pipeline.describe(request.settings))
             is_cancelled = self._cancels[request.request_id].is_set
             for generated in pipeline.generate(request, on_step, is_cancelled):
                 prompt = generated.prompt
@@ -188,9 +191,6 @@ class Runner:
             return time.monotonic() - started
 
         try:
-            applied = dict(pipeline.describe(request.settings))
-            if self._marking.watermark:
-                applied["watermark"] = "on"
             inference_seconds = _with_one_retry(generate, pipeline)
         except tuple(FAILURES) as error:
             return _failed(order, _reason_of(error), error)
@@ -201,6 +201,8 @@ class Runner:
         except Exception as error:
             log.exception("the request failed", request_id=request.request_id)
             return _failed(order, "error", error)
+        if self._marking.watermark:
+            applied["watermark"] = "on"
         return Done(
             request_id=request.request_id,
             prompt=prompt,

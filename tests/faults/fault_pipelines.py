@@ -81,7 +81,9 @@ class FaultPipeline:
         self._memory_released = True
 
     def describe(self, settings: GenerationSettings) -> dict[str, str]:
-        """Tell the level that was asked for."""
+        """Tell the level that was asked for; LoRAs fit after the cache is emptied."""
+        if settings.loras and not self._memory_released:
+            raise OutOfMemoryError("the LoRAs fit after the cache is emptied")
         return {"acceleration": settings.acceleration.value, "precision": "float32", "lora": "none"}
 
     def generate(

@@ -5,11 +5,12 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines.types import GenerationRequest, GenerationSettings
+from pipelines.types import GenerationRequest, GenerationSettings, LoraUse
 from server.gateway import make_runner as make_runner_for_device
 from server.runners.connection import RunnerAbsentError, RunnerDiedError
 from server.runners.local import GenerationFailedError, LocalRunner, RunnerState
@@ -151,6 +152,17 @@ async def test_every_request_has_a_last_word_whatever_cannot_be_said(
     ]
     assert str(failures[0]).startswith("\\ud800 is no linear layerxxx")
     assert len(str(failures[0])) < 3000
+
+
+async def test_memory_is_freed_for_what_a_request_brings_too(settings: Settings) -> None:
+    """LoRAs that come to the device when that is full are fetched once more, with room made."""
+    runner = make_runner(settings)
+    await runner.start()
+    request = make_request("plain")
+    request = replace(request, settings=replace(request.settings, loras=(LoraUse(Path("/a")),)))
+    generated = await runner.run(request, OutputFormat.PNG, ignore, ignore)
+    await runner.stop()
+    assert sorted(generated.images) == [0, 1]
 
 
 async def test_progress_of_loading_is_kept(
