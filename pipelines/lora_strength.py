@@ -77,14 +77,16 @@ class Strength:
 
 
 def read_strength(metadata: Mapping[str, str]) -> Strength:
-    """Read what diffusers saved, if it did. Raises `LoraError`."""
+    """Read what diffusers saved, if it did. Raises `LoraError`.
+
+    A pipeline's `save_lora_weights` says which model is meant, a model's `save_lora_adapter` not.
+    """
     if _SAVED_BY_DIFFUSERS not in metadata:
         return Strength()
     try:
         saved = {
             key.removeprefix(_OF_TRANSFORMER): value
             for key, value in json.loads(metadata[_SAVED_BY_DIFFUSERS]).items()
-            if key.startswith(_OF_TRANSFORMER)
         }
     except _NOT_AS_EXPECTED as error:
         raise LoraError(f"its {_SAVED_BY_DIFFUSERS} is not understood") from error

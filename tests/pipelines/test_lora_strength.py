@@ -45,6 +45,19 @@ def test_metadata_of_diffusers_scales_the_pair_as_there(
     assert pair.factor == expected == (8.0 if config else 4.0)
 
 
+def test_a_pair_saved_by_the_model_alone_is_as_strong_as_there(oracle: Any, tmp_path: Path) -> None:
+    """Its names and metadata have nothing before them that says which model they are for."""
+    from peft import LoraConfig
+
+    trained, loaded = (copy.deepcopy(oracle.transformer) for _ in range(2))
+    trained.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=[LAYER]))
+    trained.save_lora_adapter(tmp_path)
+    loaded.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    (expected,) = loaded.get_submodule(LAYER).scaling.values()
+    (path,) = tmp_path.iterdir()
+    assert read_lora(path, oracle.transformer).pairs[LAYER].factor == expected == 4.0
+
+
 @pytest.mark.parametrize(
     ("config", "told"),
     [
