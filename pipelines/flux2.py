@@ -96,8 +96,16 @@ class Flux2:
 
         The images are denoised one after the other: each is on its way to the caller while the
         next is made, and a cancel costs one step of one image. Raises as
-        `pipelines.types.Pipeline` says.
+        `pipelines.types.Pipeline` says. Whatever becomes of it, no LoRA stays on behind it.
         """
+        try:
+            yield from self._generate(request, on_step, is_cancelled)
+        finally:
+            self._transformers.let_go()
+
+    def _generate(
+        self, request: GenerationRequest, on_step: OnStep, is_cancelled: IsCancelled
+    ) -> Iterator[GeneratedImage]:
         started = time.monotonic()
         _stop_if(is_cancelled)
         # If there is none, or a LoRA does not fit it, tell before any work.

@@ -6,12 +6,11 @@ not know, BFL's takes `final_layer.adaLN_modulation.1` halves swapped.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,8 @@ from pipelines.errors import LoraError
 from pipelines.lora_header import Entry, Header, read_header
 from pipelines.lora_names import Place, find_places, split_key
 from pipelines.lora_parts import Addition, Pair, make_addition
+from pipelines.lora_strength import read_strength
 
-_SAVED_BY_DIFFUSERS = "lora_adapter_metadata"
-_NOT_AS_EXPECTED = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Widths = Mapping[str, tuple[int, int]]
@@ -63,11 +61,15 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What a file has for one name: the keys of its parts, where they go, and how strongly."""
+    """What a file has for one name: the keys of its parts, where they go, and how strongly.
+
+    `rank` is that of what is in two factors, `unless_alpha` the factor if there is no alpha.
+    """
 
     keys: Mapping[str, str]
     places: tuple[Place, ...]
     rank: int | None
+    unless_alpha: float
 
 
 def find_widths(transformer: nn.Module) -> Widths:
@@ -101,14 +103,13 @@ def read_fitting(path: Path, widths: Widths) -> Lora:
         with path.open("rb") as file:
             header = read_header(file)
             groups = _check(header, widths)
-            scale = _read_scale(header.metadata)
             data = _read_whole(file)
     except OSError as error:
         raise LoraError(f"cannot be read: {error.strerror}") from error
     additions: dict[str, Addition] = {}
     for name, group in groups.items():
         parts = {part: _tensor(header.tensors[key], data) for part, key in group.keys.items()}
-        factor = _factor_of(parts.pop("alpha", None), group.rank, scale)
+        factor = _factor_of(parts.pop("alpha", None), group)
         if not math.isfinite(factor):
             raise LoraError(f"the alpha of {name} is not a finite number")
         for place in group.places:
@@ -136,7 +137,7 @@ def _tensor(entry: Entry, data: memoryview) -> Tensor:
 
 def _check(header: Header, widths: Widths) -> dict[str, _Group]:
     """Return everything that is in the file, by the names there; all of it has its place."""
-    places = find_places(widths)
+    places, strength = find_places(widths), read_strength(header.metadata)
     groups: dict[str, _Group] = {}
     taken: dict[str, str] = {}
     for name, keys in _group(header.tensors).items():
@@ -151,7 +152,11 @@ def _check(header: Header, widths: Widths) -> dict[str, _Group]:
             if place.layer in taken:
                 raise LoraError(f"{name} and {taken[place.layer]} are the same")
             taken[place.layer] = name
-        groups[name] = _Group(keys, places[name], rank)
+        if rank and "down" in keys:
+            unless_alpha = strength.of_pair(rank)
+        else:
+            unless_alpha = strength.of_lokr(name, keys, rank)
+        groups[name] = _Group(keys, places[name], rank, unless_alpha)
     if not groups:
         raise LoraError("there is nothing in it")
     return groups
@@ -201,27 +206,8 @@ def _shape_of(name: str, shapes: Shapes, side: str) -> tuple[tuple[int, ...], in
     return (first[0], second[1]), first[1]
 
 
-def _factor_of(alpha: Tensor | None, rank: int | None, scale: Callable[[int], float]) -> float:
+def _factor_of(alpha: Tensor | None, group: _Group) -> float:
     """Return what is multiplied in: alpha over rank, and nothing for a LoKr of whole matrices."""
-    if rank is None:
-        return 1.0
-    return scale(rank) if alpha is None else float(alpha) / rank
-
-
-def _read_scale(metadata: Mapping[str, str]) -> Callable[[int], float]:
-    """Return what pairs of a rank are multiplied by, as diffusers reads it from what it saved.
-
-    Without such metadata nothing: a pair is added as it is.
-    """
-    if _SAVED_BY_DIFFUSERS not in metadata:
-        return lambda _rank: 1.0
-    try:
-        config: dict[str, Any] = json.loads(metadata[_SAVED_BY_DIFFUSERS])
-        alpha = float(config.get("transformer.lora_alpha", 8))  # peft's default
-        for name in ("alpha_pattern", "use_dora"):
-            if config.get(f"transformer.{name}"):
-                raise LoraError(f"{name} in its metadata is not understood")
-    except _NOT_AS_EXPECTED as error:
-        raise LoraError(f"its {_SAVED_BY_DIFFUSERS} is not understood") from error
-    stabilised = config.get("transformer.use_rslora")
-    return lambda rank: alpha / (math.sqrt(rank) if stabilised else rank)
+    if alpha is None:
+        return group.unless_alpha
+    return 1.0 if group.rank is None else float(alpha) / group.rank

@@ -19,6 +19,10 @@ MOST_HEADER_BYTES = 10_000_000
 DTYPE_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 """The types of numbers that are read."""
 
+MOST_DIMENSIONS = 8
+MOST_SIZE = 2**40
+"""Of one dimension, and of an offset: numbers beyond it are a trap, and slow to multiply."""
+
 LENGTH = struct.Struct("<Q")
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -67,9 +71,12 @@ def read_header(file: BinaryIO) -> Header:
     file.seek(LENGTH.size)
     try:
         header = json.loads(file.read(header_bytes))
-        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
+        metadata = {
+            _read_text(key): _read_text(value)
+            for key, value in header.pop("__metadata__", {}).items()
+        }
         tensors = {
-            str(key): _read_entry(entry, LENGTH.size + header_bytes)
+            _read_text(key): _read_entry(entry, LENGTH.size + header_bytes)
             for key, entry in header.items()
         }
     except _NOT_AS_EXPECTED as error:
@@ -79,8 +86,21 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def _read_entry(entry: Mapping[str, Any], data_begin: int) -> Entry:
-    begin, end = (data_begin + int(offset) for offset in entry["data_offsets"])
-    return Entry(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), begin, end)
+    """Read where a tensor lies. Raises one of `_NOT_AS_EXPECTED` before it counts with a number."""
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError("too many dimensions")
+    for number in (*shape, begin, end):
+        if type(number) is not int or not 0 <= number <= MOST_SIZE:
+            raise ValueError("not a size or an offset")
+    return Entry(_read_text(entry["dtype"]), tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _read_text(value: Any) -> str:
+    """Return text that can be told and logged: JSON's escapes make halves of characters, too."""
+    text = str(value)
+    text.encode()
+    return text
 
 
 def _check_bytes(tensors: Mapping[str, Entry], begin: int, end: int) -> None:
@@ -89,10 +109,7 @@ def _check_bytes(tensors: Mapping[str, Entry], begin: int, end: int) -> None:
         if entry.dtype not in DTYPE_BYTES:
             raise LoraError(f"{key} is of type {entry.dtype}, not {', '.join(DTYPE_BYTES)}")
         size_bytes = math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
-        if min(entry.shape, default=0) < 0 or (entry.begin, entry.end) != (
-            begin,
-            begin + size_bytes,
-        ):
+        if (entry.begin, entry.end) != (begin, begin + size_bytes):
             raise LoraError(f"not a safetensors file: {key} is not where it should be")
         begin = entry.end
     if begin != end:

@@ -15,6 +15,9 @@ log = structlog.get_logger(__name__)
 
 _Identity = tuple[int, int, int, int]
 
+_NOWHERE = torch.device("meta")
+"""Where tensors take no memory, but can be asked how much they would take."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -25,7 +28,7 @@ class _Place:
 class LoraShelf:
     """Reads LoRAs for layers of these widths, and keeps those used last, in `most_bytes`.
 
-    Those of the request under way are there whatever they take.
+    Those of the request under way are there whatever they take, until `trim` is called.
     """
 
     def __init__(
@@ -49,40 +52,52 @@ class LoraShelf:
 
         Raises `LoraRefusedError` for the first that does not fit.
         """
-        loras = []
-        for index, use in enumerate(uses):
-            try:
-                loras.append(self._fetch(use.path))
-            except LoraError as error:
-                log.info("LoRA refused", path=str(use.path), reason=str(error))
-                raise LoraRefusedError(index, str(error)) from error
-        self._forget({lora.sha256 for lora in loras}, self._most_bytes)
+        loras: list[Lora] = []
+        try:
+            for use in uses:
+                loras.append(self._fetch(use.path, loras))
+        except LoraError as error:
+            log.info("LoRA refused", path=str(uses[len(loras)].path), reason=str(error))
+            raise LoraRefusedError(len(loras), str(error)) from error
+        finally:
+            if len(loras) < len(uses):
+                self.trim()
         return loras
+
+    def trim(self) -> None:
+        """Let go of all that is too much to be kept between requests."""
+        self._forget((), self._most_bytes)
 
     def keep_only(self, loras: Sequence[Lora] = ()) -> None:
         """Let go of all others."""
-        self._forget({lora.sha256 for lora in loras}, 0)
+        self._forget(loras, 0)
 
-    def _fetch(self, path: Path) -> Lora:
+    def _fetch(self, path: Path, needed: Sequence[Lora]) -> Lora:
+        """Return what the file holds, for a request that needs these others, too."""
         identity = _identify(path)
         lora = self._loras.pop(self._hashes.get(identity, ""), None)
         if lora is None:
             read = read_fitting(path, self._widths)
             # The same content may lie here already, by another file.
-            lora = self._loras.pop(read.sha256, None) or read.to(
-                self._place.device, self._place.dtype
-            )
+            lora = self._loras.pop(read.sha256, None) or self._place_on_device(read, needed)
             log.info("LoRA read", sha256=lora.sha256, layers=len(lora.additions))
         self._hashes[identity] = lora.sha256
         self._loras[lora.sha256] = lora
         return lora
 
-    def _forget(self, needed: set[str], most_bytes: int) -> None:
+    def _place_on_device(self, read: Lora, needed: Sequence[Lora]) -> Lora:
+        """Bring it to the device, where what is not needed makes room for it first."""
+        size_bytes = read.to(_NOWHERE, self._place.dtype).nbytes
+        self._forget(needed, self._most_bytes - size_bytes)
+        return read.to(self._place.device, self._place.dtype)
+
+    def _forget(self, needed: Sequence[Lora], most_bytes: int) -> None:
         """Let go of those used longest ago, until the rest is small enough."""
+        kept = {lora.sha256 for lora in needed}
         for sha256 in list(self._loras):
             if self.held_bytes <= most_bytes:
                 break
-            if sha256 not in needed:
+            if sha256 not in kept:
                 del self._loras[sha256]
         self._hashes = {
             identity: sha256 for identity, sha256 in self._hashes.items() if sha256 in self._loras

@@ -107,10 +107,19 @@ class Transformers:
         """Give back the memory of all callers' LoRAs but those of this request."""
         if self.loras:
             loras = self.loras.fetch(settings.loras) if settings else ()
+            self._take_off()
             self.loras.keep_only(loras)
-            for tree in self.all:
-                if tree.adapted:
-                    tree.adapted.put_on(())
+
+    def let_go(self) -> None:
+        """Put no LoRA on any longer, and keep what may be kept of them until another request."""
+        if self.loras:
+            self._take_off()
+            self.loras.trim()
+
+    def _take_off(self) -> None:
+        for tree in self.all:
+            if tree.adapted:
+                tree.adapted.put_on(())
 
     @property
     def with_adapted(self) -> tuple[Tree, ...]:

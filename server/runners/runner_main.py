@@ -82,6 +82,9 @@ FAILURES: dict[type[PipelineError], FailureReason] = {
 TOLD: tuple[FailureReason, ...] = ("unavailable", "lora_refused")
 """Whose own words are meant for callers."""
 
+MOST_DETAIL_CHARACTERS = 2000
+"""Of what is said of a failure: a file's own words may be in it."""
+
 CHECKER_MODULE = "pipelines.safety"
 """By name: like the pipeline it imports torch, which this module must not."""
 
@@ -157,6 +160,7 @@ class Runner:
     def _draw(self, pipeline: Pipeline, order: Run, images: list[Future[None]]) -> Done | Failed:
         """Give each image to the encoder as it is drawn; return what the request came to."""
         request, prompt = order.request, order.request.prompt
+        applied: dict[str, str] = {}
 
         def on_step(step: Step) -> None:
             self._send(
@@ -176,6 +180,8 @@ class Runner:
             started = time.monotonic()
             if self._safety and self._safety.check_references:
                 check_references(self._checker, request.reference_images, request.settings)
+            # This, too, takes memory: the request's LoRAs come to the device.
+            applied.update(pipeline.describe(request.settings))
             is_cancelled = self._cancels[request.request_id].is_set
             for generated in pipeline.generate(request, on_step, is_cancelled):
                 prompt = generated.prompt
@@ -185,9 +191,6 @@ class Runner:
             return time.monotonic() - started
 
         try:
-            applied = dict(pipeline.describe(request.settings))
-            if self._marking.watermark:
-                applied["watermark"] = "on"
             inference_seconds = _with_one_retry(generate, pipeline)
         except tuple(FAILURES) as error:
             return _failed(order, _reason_of(error), error)
@@ -198,6 +201,8 @@ class Runner:
         except Exception as error:
             log.exception("the request failed", request_id=request.request_id)
             return _failed(order, "error", error)
+        if self._marking.watermark:
+            applied["watermark"] = "on"
         return Done(
             request_id=request.request_id,
             prompt=prompt,
@@ -241,15 +246,30 @@ class Runner:
             log.error("cannot keep a blocked image", request_id=request_id, reason=str(error))
 
     def _finish(self, order: Run, last_word: Done | Failed, images: list[Future[None]]) -> None:
-        """Say the last word of a request, behind its images: one of them may have failed."""
+        """Say the last word of a request, behind its images, whatever becomes of it.
+
+        Nobody asks what this came to: without a last word the whole runner is taken for hung.
+        """
+        try:
+            self._send(self._settle(order, last_word, images))
+        except Exception as error:
+            request_id = order.request.request_id
+            log.exception("a last word cannot be said", request_id=request_id)
+            detail = f"the last word cannot be said: {type(error).__name__}"
+            self._send(Failed(request_id=request_id, reason="error", detail=detail))
+
+    def _settle(
+        self, order: Run, last_word: Done | Failed, images: list[Future[None]]
+    ) -> Done | Failed:
+        """Return the last word, now that all images are through: one of them may have failed."""
         errors = [image.exception() for image in images if not image.cancelled()]
         error = next(filter(None, errors), None)
         if error and isinstance(last_word, Done):
             log.error("an image cannot leave", request_id=last_word.request_id, exc_info=error)
             if isinstance(error, DeviceLostError):
                 os._exit(EXIT_DEVICE_LOST)
-            last_word = _failed(order, _reason_of(error), error)
-        self._send(last_word)
+            return _failed(order, _reason_of(error), error)
+        return last_word
 
     def _send(self, message: FromRunner, payload: bytes = b"") -> None:
         frame = from_runner(message, payload)
@@ -280,6 +300,8 @@ def _reason_of(error: BaseException) -> FailureReason:
 
 def _failed(order: Run, reason: FailureReason, error: BaseException) -> Failed:
     detail = str(error) if reason in TOLD else f"{type(error).__name__}: {error}"
+    # What cannot be said as UTF-8, of a file's own words, is told by its number.
+    detail = detail[:MOST_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
     index = error.index if isinstance(error, ReferenceRefusedError | LoraRefusedError) else 0
     request_id = order.request.request_id
     return Failed(request_id=request_id, reason=reason, detail=detail, index=index)

@@ -18,6 +18,7 @@ from PIL import Image
 from pipelines.errors import (
     CancelledError,
     DeviceLostError,
+    LoraRefusedError,
     ModelNotFoundError,
     OutOfMemoryError,
     PromptRefusedError,
@@ -38,6 +39,9 @@ GATED_STEPS = 6
 FLAKY_LOADS = 5
 HANG_SECONDS = 600
 
+
+HALF = "\ud800"
+"""Half of a character, which no message can hold."""
 
 HOLD_STEPS = 1_000_000_000
 """More than are ever taken: after the last step another limit, that of the decode, would count."""
@@ -77,7 +81,9 @@ class FaultPipeline:
         self._memory_released = True
 
     def describe(self, settings: GenerationSettings) -> dict[str, str]:
-        """Tell the level that was asked for."""
+        """Tell the level that was asked for; LoRAs fit after the cache is emptied."""
+        if settings.loras and not self._memory_released:
+            raise OutOfMemoryError("the LoRAs fit after the cache is emptied")
         return {"acceleration": settings.acceleration.value, "precision": "float32", "lora": "none"}
 
     def generate(
@@ -105,7 +111,8 @@ class FaultPipeline:
                 picture = TroublesomePicture(picture, word, rest)
             on_step(Step(Stage.DECODE, index, 1, 1))
             timings = Timings(0.0, 0.0, 0.0)
-            yield GeneratedImage(index, seed, picture, timings, request.prompt)
+            prompt = HALF if word == "unsayable" else request.prompt
+            yield GeneratedImage(index, seed, picture, timings, prompt)
 
     def _fail(self, word: str) -> None:
         """Fail before the first step, if this word asks for it."""
@@ -115,6 +122,8 @@ class FaultPipeline:
             raise OutOfMemoryError("it fits after the cache is emptied")
         if word == "refuse":
             raise PromptRefusedError("the criterion that it meets")
+        if word == "refuse-lora":
+            raise LoraRefusedError(1, f"{HALF} is no linear layer" + "x" * 1_000_000)
         if word == "error":
             raise ValueError("a fault of ours, with /secret/path")
         if word == "lost":

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch._dynamo.utils import counters
 
-from pipelines.adapters import Adapted
+from pipelines.adapters import Adapted, AdaptedLinear
 from pipelines.assembly import assemble
 from pipelines.denoiser import Denoiser
 from pipelines.errors import CancelledError, LoraError, LoraRefusedError
@@ -19,7 +20,7 @@ from pipelines.lora_file import find_widths, read_fitting
 from pipelines.plan import Layout
 from pipelines.quantisation import quantise_blocks
 from pipelines.transformers import Transformers, Tree
-from pipelines.types import LoadOptions, LoraUse, Precision
+from pipelines.types import LoadOptions, LoraUse, Precision, Step
 from tests.pipelines.lora_files import (
     FORMATS,
     PEFT,
@@ -263,6 +264,34 @@ def test_whatever_becomes_of_a_request_the_next_one_has_no_trace_of_it(
     del left
     adapted_flux2.release_memory()
     assert make_images(adapted_flux2, make_request())[0].image.tobytes() == before
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_loras_of_a_request_leave_the_device_with_it(
+    oracle: Any, demo_model: Path, files: dict[str, Path], images: int
+) -> None:
+    """What may not be kept between requests is gone after the last image, or when it is left."""
+    options = LoadOptions(model=demo_model, compile="off", lora_cache_bytes=0)
+    transformers = assemble(oracle.transformer, CPU, options, LAYOUT)
+    request = make_request(num_images=2, loras=use(files["kohya"]))
+    held = []
+
+    def note(_step: Step) -> None:
+        held.append(transformers.lora_bytes)
+
+    made = Flux2(oracle, CPU, transformers).generate(request, note, lambda: False)
+    seen = [image.index for image in itertools.islice(made, images)]
+    del made
+    assert seen == [0, 1][:images]
+    assert min(held) > 0 == transformers.lora_bytes
+    layers = [
+        layer
+        for tree in transformers.with_adapted
+        for layer in tree.denoiser.transformer.modules()
+        if isinstance(layer, AdaptedLinear)
+    ]
+    assert layers
+    assert not any(layer.put_on for layer in layers)
 
 
 def test_interleaved_requests_have_each_their_own(

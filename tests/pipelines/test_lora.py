@@ -1,7 +1,6 @@
 """LoRA files: read only if every part has its place, and then exactly as diffusers has them."""
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -157,48 +156,6 @@ def test_alpha_scales_the_pair(
     fused = fuse(transformer, lora).get_submodule(LAYER).get_parameter("weight")
     added = fused - transformer.get_submodule(LAYER).weight
     torch.testing.assert_close(added, torch.full((64, 64), 4 * 0.5 * 0.25 * factor))
-
-
-def write_saved(path: Path, **config: Any) -> None:
-    """Write a pair as diffusers saves it, with what it was trained with."""
-    saved = {f"transformer.{key}": value for key, value in config.items()}
-    save_file(make_pair(), path, metadata={"lora_adapter_metadata": json.dumps(saved)})
-
-
-@pytest.mark.parametrize("config", [{}, {"use_rslora": True}])
-def test_metadata_of_diffusers_scales_the_pair_as_there(
-    oracle: Any, demo_model: Path, tmp_path: Path, config: dict[str, Any]
-) -> None:
-    """What was trained with another alpha than its rank is as strong as where it was trained."""
-    from diffusers import Flux2Pipeline
-
-    path = tmp_path / "saved.safetensors"
-    write_saved(path, r=4, lora_alpha=16, target_modules=[LAYER], **config)
-    parts = {"vae": None, "text_encoder": None, "tokenizer": None}
-    pipe = Flux2Pipeline.from_pretrained(demo_model, local_files_only=True, **parts)
-    pipe.load_lora_weights(tmp_path, weight_name=path.name)
-    (expected,) = pipe.transformer.get_submodule(LAYER).scaling.values()
-    pair = read_lora(path, oracle.transformer).pairs[LAYER]
-    assert pair.factor == expected == (8.0 if config else 4.0)
-
-
-@pytest.mark.parametrize(
-    ("config", "told"),
-    [
-        ({"alpha_pattern": {LAYER: 2}}, "alpha_pattern"),
-        ({"use_dora": True}, "use_dora"),
-        ({"lora_alpha": []}, "metadata is not understood"),
-        ({"lora_alpha": math.nan}, "not a finite number"),
-    ],
-)
-def test_metadata_that_says_more_is_refused(
-    transformer: Any, tmp_path: Path, config: dict[str, Any], told: str
-) -> None:
-    """Nothing that changes what a pair does is passed over."""
-    path = tmp_path / "saved.safetensors"
-    write_saved(path, **config)
-    with pytest.raises(LoraError, match=told):
-        read_lora(path, transformer)
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "diffusion_model."])

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,48 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "missing.safetensors")
 
 
-@pytest.mark.parametrize("number", ["1e999", "-Infinity", "NaN", "null", "[]", "9" * 5000])
+def write_entry(path: Path, key: str, entry: str) -> None:
+    """Write a header of one entry as it stands, and some numbers."""
+    header = f'{{"{key}":{{{entry}}}}}'.encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(1024))
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["1e999", "-Infinity", "NaN", "null", "[]", '"4"', "true", "-4", "1099511627777", "9" * 5000],
+)
 def test_impossible_numbers_in_a_header_are_refused(tmp_path: Path, number: str) -> None:
     """In a shape and in an offset."""
     path = tmp_path / "lora.safetensors"
     for shape, end in ((number, "1024"), ("4", number)):
         entry = f'"dtype":"F32","shape":[{shape},64],"data_offsets":[0,{end}]'
-        header = f'{{"{KEY.format("A")}":{{{entry}}}}}'.encode()
-        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(1024))
-        with pytest.raises(LoraError, match="not a safetensors file"):
+        write_entry(path, KEY.format("A"), entry)
+        with pytest.raises(LoraError, match="not a safetensors file$"):
             read(path)
+
+
+@pytest.mark.parametrize("size", ["1", "9" * 4300])
+def test_a_shape_of_many_numbers_is_refused_before_they_are_multiplied(
+    tmp_path: Path, size: str
+) -> None:
+    """Ten megabytes of large ones would take minutes, in which the whole gateway stood still."""
+    path = tmp_path / "lora.safetensors"
+    sizes = ",".join([size] * (9_900_000 // (len(size) + 1)))
+    write_entry(path, KEY.format("A"), f'"dtype":"F32","shape":[{sizes}],"data_offsets":[0,1024]')
+    started = time.process_time()
+    with pytest.raises(LoraError, match="not a safetensors file$"):
+        read(path)
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("place", ["key", "dtype"])
+def test_text_that_cannot_be_told_is_refused(tmp_path: Path, place: str) -> None:
+    """Half of a character would stop every message and log line that it gets into."""
+    path, half = tmp_path / "lora.safetensors", "\\ud800"
+    key, dtype = (f"{half}.lora_A.weight", "F32") if place == "key" else (KEY.format("A"), half)
+    write_entry(path, key, f'"dtype":"{dtype}","shape":[4,64],"data_offsets":[0,1024]')
+    with pytest.raises(LoraError, match="not a safetensors file$"):
+        read(path)
 
 
 def test_a_damaged_header_is_refused_or_harmless(tmp_path: Path) -> None:

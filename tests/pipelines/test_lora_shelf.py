@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.errors import LoraRefusedError
+from pipelines.lora_file import Lora
 from pipelines.lora_shelf import LoraShelf
 from pipelines.types import LoraUse
 
@@ -60,6 +61,8 @@ def test_those_used_longest_ago_go_first(tmp_path: Path) -> None:
     assert shelf.fetch([uses[0]])[0] is before
     shelf.fetch(uses)
     assert shelf.held_bytes == 3 * LORA_BYTES
+    shelf.trim()
+    assert shelf.held_bytes == 2 * LORA_BYTES
     shelf.keep_only(shelf.fetch(uses[1:2]))
     assert shelf.held_bytes == LORA_BYTES
     shelf.keep_only()
@@ -76,3 +79,34 @@ def test_the_one_that_does_not_fit_is_told_by_its_number(tmp_path: Path, bad: st
         make_shelf(0).fetch([good, LoraUse(path)])
     assert caught.value.index == 1
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_refused_request_leaves_no_more_than_may_be_kept(tmp_path: Path) -> None:
+    """However many are asked for with one behind them that is no LoRA."""
+    shelf, bad = make_shelf(LORA_BYTES), LoraUse(tmp_path / "bad")
+    for number in range(3):
+        fresh = [write(tmp_path / f"{number}.{index}", number + index / 2) for index in range(2)]
+        with pytest.raises(LoraRefusedError) as caught:
+            shelf.fetch([*fresh, bad])
+        assert caught.value.index == 2
+        assert shelf.held_bytes == LORA_BYTES
+
+
+def test_room_is_made_before_another_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one comes to the device no more lies there than may, but for the request's others."""
+    shelf, held = make_shelf(2 * LORA_BYTES), []
+    to = Lora.to
+
+    def note_and_put(lora: Lora, device: torch.device, dtype: torch.dtype) -> Lora:
+        if device == CPU:
+            held.append(shelf.held_bytes // LORA_BYTES)
+        return to(lora, device, dtype)
+
+    monkeypatch.setattr(Lora, "to", note_and_put)
+    uses = [write(tmp_path / str(number), float(number)) for number in range(5)]
+    for one in uses[:4]:
+        shelf.fetch([one])
+    shelf.fetch([*uses[:2], uses[4]])
+    assert held == [0, 1, 1, 1, 1, 1, 2]

@@ -1,5 +1,6 @@
 """From what a caller calls a LoRA to a file for the runner; errors to the exact list index."""
 
+import errno
 import json
 import pickle
 import struct
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipelines.types import LoraUse
 from server.catalogue import CATALOGUE
@@ -171,6 +173,25 @@ async def test_without_a_folder_names_are_refused_and_urls_are_not(
     await bench.store.close()
 
 
+async def test_a_folder_that_cannot_be_looked_into_has_no_loras(
+    bench: LoraBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sick disk, or another's folder, callers hear as of a name that is none; the log why."""
+
+    def fail(_path: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    bench.put("lost/x.safetensors")
+    monkeypatch.setattr(Path, "is_file", fail)
+    with capture_logs() as logs:
+        item = await bench.refused("lost/x")
+    assert item["type"] == "file_download_error"
+    assert item["msg"].startswith("LoRA not found")
+    assert [(line["log_level"], line["reason"]) for line in logs] == [
+        ("warning", "Input/output error")
+    ]
+
+
 async def test_a_file_of_another_is_not_found(bench: LoraBench) -> None:
     """Whoever may not read a file may not put it on either, and is told as of one that is not."""
     acl = json.dumps({"default": "forbid", "rules": []})
@@ -190,6 +211,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cut short": (make_lora()[:-1], "cut short"),
     "a DoRA": (make_lora("transformer_blocks.0.attn.to_q.dora_scale"), "DoRA"),
     "a model": (make_lora("double_blocks.0.img_attn.qkv.weight"), "not a name of a LoRA"),
+    "half a character": (make_lora("\ud800.lora_A.weight"), "not a safetensors file"),
     "a long key": (make_lora("k" * 10_000), "k" * 100),
 }
 

@@ -5,14 +5,15 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines.types import GenerationRequest, GenerationSettings
+from pipelines.types import GenerationRequest, GenerationSettings, LoraUse
 from server.gateway import make_runner as make_runner_for_device
 from server.runners.connection import RunnerAbsentError, RunnerDiedError
-from server.runners.local import LocalRunner, RunnerState
+from server.runners.local import GenerationFailedError, LocalRunner, RunnerState
 from server.runners.messages import Progress
 from server.schemas import OutputFormat
 from server.settings import Settings
@@ -128,6 +129,40 @@ async def test_each_request_has_a_limit_of_its_own(
             await task
     assert runner.problem == f"the runner hung: silent for {seconds} s"
     assert runner.pid is None
+
+
+async def test_every_request_has_a_last_word_whatever_cannot_be_said(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """What no message can hold costs the request, or is told by its number; the runner is well."""
+    runner = make_runner(make_settings(stage_seconds=5.0))
+    await runner.start()
+    pid, failures = runner.pid, []
+    for prompt in ("refuse-lora", "unsayable"):
+        with pytest.raises(GenerationFailedError) as caught:
+            await runner.run(make_request(prompt), OutputFormat.PNG, ignore, ignore)
+        failures.append(caught.value)
+    generated = await runner.run(make_request("plain"), OutputFormat.PNG, ignore, ignore)
+    assert sorted(generated.images) == [0, 1]
+    assert runner.pid == pid
+    await runner.stop()
+    assert [(failure.reason, failure.index) for failure in failures] == [
+        ("lora_refused", 1),
+        ("error", 0),
+    ]
+    assert str(failures[0]).startswith("\\ud800 is no linear layerxxx")
+    assert len(str(failures[0])) < 3000
+
+
+async def test_memory_is_freed_for_what_a_request_brings_too(settings: Settings) -> None:
+    """LoRAs that come to the device when that is full are fetched once more, with room made."""
+    runner = make_runner(settings)
+    await runner.start()
+    request = make_request("plain")
+    request = replace(request, settings=replace(request.settings, loras=(LoraUse(Path("/a")),)))
+    generated = await runner.run(request, OutputFormat.PNG, ignore, ignore)
+    await runner.stop()
+    assert sorted(generated.images) == [0, 1]
 
 
 async def test_progress_of_loading_is_kept(
