@@ -17,6 +17,9 @@ from server.settings import Settings
 PING_SECONDS = 20.0
 """How often it is asked whether the peer is still there."""
 
+MAX_PONG_BYTES = 64 * 1024
+"""Most answers to pings that wait for a reader: who asks whether we are there wants to hear it."""
+
 TOO_SLOW, RESTARTING = 1008, 1012
 """Close codes; 1012 says that the server restarts, so that it may be worth to come back."""
 
@@ -63,6 +66,7 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         self._piece_bytes = 0
         self._look: asyncio.TimerHandle | None = None
         self._unsent_bytes = self._taken_bytes = 0
+        self._pong_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, and look at the reader from time to time until the very end."""
@@ -99,6 +103,20 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         """Pass on a whole message; the next one has its own time."""
         self._end_rest()
         super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        """Send the answer; hang up on a peer that asks on and takes none.
+
+        What else waits for it does not count: it may ask while it reads a long answer.
+        """
+        if not self.transport.count_unsent():
+            self._pong_bytes = 0
+        pongs = b"".join(self.conn.data_to_send())
+        self._pong_bytes += len(pongs)
+        if self._pong_bytes > MAX_PONG_BYTES:
+            self.transport.abort()
+        else:
+            self.transport.write(pongs)
 
     async def send(self, message: Any) -> None:
         """Send what the app says; uvicorn logs every refusal of its own accord as a mistake."""

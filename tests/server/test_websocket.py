@@ -1,6 +1,7 @@
 """Websockets that are slow, endless, silent or broken: each has its time, and none is forgotten."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
@@ -26,13 +27,14 @@ HEAD = (
 HANDSHAKE = HEAD + b"\r\n"
 PLAIN = b"GET /plain HTTP/1.1\r\nHost: box\r\n\r\n"
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+FINAL = 128
 MANY_BYTES = 20_000_000
 
 
 def frame(kind: int, payload: bytes, *, announced: int | None = None) -> bytes:
     """Write a whole frame as clients do; with `announced` it says that it is so long."""
     length = len(payload) if announced is None else announced
-    return bytes((128 | kind, 128 | 127)) + length.to_bytes(8, "big") + bytes(4) + payload
+    return bytes((FINAL | kind, 128 | 127)) + length.to_bytes(8, "big") + bytes(4) + payload
 
 
 class SocketBox(Box):
@@ -247,6 +249,35 @@ async def test_a_message_above_the_limit_ends_it(box: SocketBox) -> None:
     caller.send(frame(BINARY, b"", announced=1001))
     assert close_code(await caller.is_hung_up_on()) == 1009
     assert (await box.hear())["code"] == 1009
+
+
+async def test_a_peer_that_pings_and_reads_nothing_is_cut(box: SocketBox) -> None:
+    """The answers do not pile up here."""
+    await box.start()
+    caller = await open_socket(box, receive_bytes=4096)
+    pings = frame(PING, bytes(125)) * 1000
+    with contextlib.suppress(ConnectionError):
+        for _ in range(200):
+            caller.send(pings)
+            await caller.writer.drain()
+    async with asyncio.timeout(WAIT_SECONDS):
+        await box.lost.wait()
+
+
+async def test_a_peer_that_reads_may_ping(box: SocketBox) -> None:
+    """While it takes a long answer, and for ever once it has that."""
+    box.to_send = MANY_BYTES
+    await box.start()
+    caller = await open_socket(box)
+    ping, pong = frame(PING, bytes(100)), bytes((FINAL | PONG, 100)) + bytes(100)
+    caller.send(ping * 100)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await caller.reader.readexactly(len(frame(BINARY, b"")) - 4)
+        for _ in range(MANY_BYTES // 10_000):
+            await caller.reader.readexactly(10_000)
+        for _ in range(20):
+            assert await caller.reader.readexactly(100 * len(pong)) == pong * 100
+            caller.send(ping * 100)
 
 
 @pytest.mark.parametrize("path", [b"/a", b"/left"])
