@@ -20,7 +20,10 @@ PING_SECONDS = 20.0
 MAX_PONG_BYTES = 64 * 1024
 """Most answers to pings that wait for a reader: who asks whether we are there wants to hear it."""
 
-TOO_SLOW, RESTARTING = 1008, 1012
+MAX_FRAMES = 16 * 1024
+"""Most pieces of one message. Go's clients send pieces of 4 KiB, and so messages of 64 MiB."""
+
+TOO_SLOW, TOO_MANY, RESTARTING = 1008, 1008, 1012
 """Close codes; 1012 says that the server restarts, so that it may be worth to come back."""
 
 
@@ -92,6 +95,8 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
             return
+        if len(self.frames) > MAX_FRAMES and not self.transport.is_closing():
+            self._fail(TOO_MANY, "The message comes in too many pieces")
         if self.transport.is_closing() or not (self.frames or self.conn.reader.buffer):
             self._end_rest()
             return
@@ -162,7 +167,11 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         if self.read_paused:
             self._expect_rest()
             return
-        self.conn.fail(TOO_SLOW, "The message took too long to arrive")
+        self._fail(TOO_SLOW, "The message took too long to arrive")
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Close for a fault of the peer's, who is not told before its handshake is answered."""
+        self.conn.fail(code, reason)
         if self.conn.close_sent is None:
             self.transport.abort()
         else:

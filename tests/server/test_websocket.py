@@ -26,15 +26,15 @@ HEAD = (
 )
 HANDSHAKE = HEAD + b"\r\n"
 PLAIN = b"GET /plain HTTP/1.1\r\nHost: box\r\n\r\n"
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 FINAL = 128
 MANY_BYTES = 20_000_000
 
 
-def frame(kind: int, payload: bytes, *, announced: int | None = None) -> bytes:
+def frame(kind: int, payload: bytes, *, announced: int | None = None, final: int = FINAL) -> bytes:
     """Write a whole frame as clients do; with `announced` it says that it is so long."""
     length = len(payload) if announced is None else announced
-    return bytes((FINAL | kind, 128 | 127)) + length.to_bytes(8, "big") + bytes(4) + payload
+    return bytes((final | kind, 128 | 127)) + length.to_bytes(8, "big") + bytes(4) + payload
 
 
 class SocketBox(Box):
@@ -249,6 +249,23 @@ async def test_a_message_above_the_limit_ends_it(box: SocketBox) -> None:
     caller.send(frame(BINARY, b"", announced=1001))
     assert close_code(await caller.is_hung_up_on()) == 1009
     assert (await box.hear())["code"] == 1009
+
+
+@pytest.mark.parametrize("piece", [b"", b"ab"])
+async def test_a_message_in_too_many_pieces_ends_it(
+    box: SocketBox, piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as may be are one message, with one more the connection ends."""
+    monkeypatch.setattr(websocket, "MAX_FRAMES", 1000)
+    await box.start()
+    caller = await open_socket(box)
+    begin = frame(BINARY, piece, final=0) + frame(CONTINUED, piece, final=0) * 999
+    caller.send(begin)
+    caller.send(frame(CONTINUED, piece))
+    assert (await box.hear())["bytes"] == piece * 1001
+    caller.send(begin + frame(CONTINUED, piece, final=0))
+    assert close_code(await caller.is_hung_up_on()) == websocket.TOO_MANY
+    assert (await box.hear())["code"] == websocket.TOO_MANY
 
 
 async def test_a_peer_that_pings_and_reads_nothing_is_cut(box: SocketBox) -> None:
