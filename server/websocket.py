@@ -23,7 +23,7 @@ MAX_PONG_BYTES = 64 * 1024
 MAX_FRAMES = 16 * 1024
 """Most pieces of one message. Go's clients send pieces of 4 KiB, and so messages of 64 MiB."""
 
-TOO_SLOW, TOO_MANY, RESTARTING = 1008, 1008, 1012
+NO_TEXT, TOO_SLOW, TOO_MANY, RESTARTING = 1007, 1008, 1008, 1012
 """Close codes; 1012 says that the server restarts, so that it may be worth to come back."""
 
 
@@ -105,8 +105,16 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
             self._expect_rest()
 
     def send_receive_event_to_app(self) -> None:
-        """Pass on a whole message; the next one has its own time."""
+        """Pass on a whole message; the next one has its own time.
+
+        uvicorn would log a text that is none as a mistake of ours.
+        """
         self._end_rest()
+        self.frames = [b"".join(self.frames)]
+        if self.curr_msg_data_type == "text" and not (self.close_sent or _is_text(self.frames[0])):
+            self.frames = []
+            self._fail(NO_TEXT, "The message is not UTF-8")
+            return
         super().send_receive_event_to_app()
 
     def handle_ping(self) -> None:
@@ -187,6 +195,14 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
             return
         self._unsent_bytes, self._taken_bytes = unsent, taken
         self._look = self.loop.call_later(STALL_SECONDS, self._look_at_reader)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def with_limits(settings: Settings) -> type[PatientWebSocket]:

@@ -268,6 +268,21 @@ async def test_a_message_in_too_many_pieces_ends_it(
     assert (await box.hear())["code"] == websocket.TOO_MANY
 
 
+async def test_a_text_that_is_none_ends_it_without_a_word_in_the_log(
+    box: SocketBox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the peer's fault, and what comes behind it is not read."""
+    await box.start()
+    caller = await open_socket(box)
+    caller.send(frame(TEXT, b"L\xc3", final=0) + frame(CONTINUED, b"\xb6we"))
+    assert (await box.hear())["text"] == "L\u00f6we"
+    caller.send(frame(TEXT, b"L\xf6we") + frame(TEXT, b"hello"))
+    assert close_code(await caller.is_hung_up_on()) == websocket.NO_TEXT
+    assert (await box.hear())["code"] == websocket.NO_TEXT
+    assert box.heard.empty()
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
 async def test_a_peer_that_pings_and_reads_nothing_is_cut(box: SocketBox) -> None:
     """The answers do not pile up here."""
     await box.start()
