@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocket
 from uvicorn.server import ServerState
 
 from server import websocket
 from server.protocol import PIECE_BYTES, PatientProtocol
+from server.routes.socket import Socket
 from server.websocket import PatientWebSocket
 from tests.server.raw_http import LONG_SECONDS, WAIT_SECONDS, Box, Caller
 
@@ -323,6 +325,25 @@ async def test_a_reader_that_takes_nothing_is_cut(
     await open_socket(box, HANDSHAKE.replace(b"/a", path), receive_bytes=4096)
     async with asyncio.timeout(WAIT_SECONDS):
         await box.lost.wait()
+
+
+async def test_a_route_sends_until_its_reader_is_cut(
+    box: SocketBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits as long as the reader takes something, and then hears that nobody is there."""
+    monkeypatch.setattr(websocket, "STALL_SECONDS", SHORT_SECONDS)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        line = WebSocket(scope, receive, send)
+        async with Socket.accept(line, most_waiting=1, most_bytes=1, may_drop=True) as accepted:
+            await accepted.send(bytes(MANY_BYTES))
+            await accepted.send("the end")
+            await box.heard.put(await accepted.next(LONG_SECONDS))
+
+    box.app = answer
+    await box.start()
+    await open_socket(box, receive_bytes=4096)
+    assert await box.hear() is None
 
 
 async def test_a_slow_reader_is_not_asked_for_pongs_it_cannot_give(
