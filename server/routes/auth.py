@@ -3,8 +3,8 @@
 A token (`?fal_jwt_token=`) is looked at where no key is sent. It opens the realtime websockets and
 the streams of its applications: again and again until it expires, as fal's clients reconnect with
 the one that they have. It is judged when a connection begins; one that is open stays open, because
-fal's JavaScript client gets a new token beside it and does not connect anew. A revoked key takes
-its tokens with it.
+fal's JavaScript client gets a new token beside it and does not connect anew. A key that is revoked
+or replaced takes its tokens with it.
 """
 
 import contextlib
