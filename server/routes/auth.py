@@ -58,6 +58,11 @@ def caller_of(request: HTTPConnection) -> Caller:
     return caller
 
 
+def has_only_token(request: HTTPConnection) -> bool:
+    """Tell whether the caller of a closed path showed a token in the place of the key."""
+    return bool(request.state.has_only_token)
+
+
 def caller_or_none(request: Request) -> Caller | None:
     """Return who sent a request to an open path, None for somebody without a valid key.
 
@@ -128,6 +133,7 @@ class AuthMiddleware:
             token = None if authorization else _token(scope)
             try:
                 caller = identify()
+                state["has_only_token"] = caller is None
                 if caller is None and token is not None:
                     caller = self._tickets.read_app_token(token, _app_id(scope))
                 if caller is None:

@@ -1,6 +1,7 @@
 """Tokens from outside: what they open, for how long, again and again, and who gets one."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,6 +108,25 @@ def test_a_token_streams_and_does_nothing_else(keyed: tuple[RunningServer, Key])
             ("GET", f"/v1/models/requests/by-endpoint?endpoint_id={ENDPOINT}"),
         ):
             assert status(http, method, path, query) == 401
+
+
+def test_a_token_says_nothing_of_files(keyed: tuple[RunningServer, Key]) -> None:
+    """Whoever has the key may hide a file from others; a page that has a token cannot."""
+    server, key = keyed
+    token = token_for(server, key, ENDPOINT)
+    hidden = {"x-fal-object-lifecycle-preference": '{"initial_acl": {"default": "forbid"}}'}
+    seen = []
+    with connect(server) as http:
+        for caller, query in (
+            ({"authorization": f"Key {key.credential}"}, {}),
+            ({}, {"fal_jwt_token": token}),
+        ):
+            answer = http.post(
+                f"/{ENDPOINT}/stream", params=query, json=INSTANT, headers={**hidden, **caller}
+            )
+            last = json.loads(answer.text.rpartition("data: ")[2])
+            seen.append(http.get(last["images"][0]["url"]).status_code)
+    assert seen == [404, 200]
 
 
 def test_a_revoked_key_ends_its_tokens_and_its_websockets(keyed: tuple[RunningServer, Key]) -> None:
