@@ -70,7 +70,7 @@ class Gateway:
         self.events = Events()
         self.metrics = Metrics(self.clock, self.store.backlog)
         self.signer = Signer(keys_folder)
-        self.tickets = Tickets(keys_folder, self.clock, self.keys.get)
+        self.tickets = Tickets(keys_folder, self.clock, self.keys.get, self.keys.house_digest)
         self.uploads = Uploads(settings, self.store, self.files, self.clock)
         self._fetcher = make_fetcher(settings)
         self._lora_fetcher = make_lora_fetcher(settings)

@@ -56,6 +56,11 @@ class Keyring:
         self._looked_at = monotonic()
 
     @property
+    def house_digest(self) -> bytes:
+        """What tells one key of the settings from another; empty without one."""
+        return self._house_digest or b""
+
+    @property
     def has_keys(self) -> bool:
         """True once there was any key: from then on callers need one, even if all are revoked."""
         self._is_closed = self._is_closed or bool(self._current())

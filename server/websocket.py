@@ -17,7 +17,13 @@ from server.settings import Settings
 PING_SECONDS = 20.0
 """How often it is asked whether the peer is still there."""
 
-TOO_SLOW, RESTARTING = 1008, 1012
+MAX_PONG_BYTES = 64 * 1024
+"""Most answers to pings that wait for a reader: who asks whether we are there wants to hear it."""
+
+MAX_FRAMES = 16 * 1024
+"""Most pieces of one message. Go's clients send pieces of 4 KiB, and so messages of 64 MiB."""
+
+NO_TEXT, TOO_SLOW, TOO_MANY, RESTARTING = 1007, 1008, 1008, 1012
 """Close codes; 1012 says that the server restarts, so that it may be worth to come back."""
 
 
@@ -63,6 +69,7 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         self._piece_bytes = 0
         self._look: asyncio.TimerHandle | None = None
         self._unsent_bytes = self._taken_bytes = 0
+        self._pong_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, and look at the reader from time to time until the very end."""
@@ -88,6 +95,8 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
             return
+        if len(self.frames) > MAX_FRAMES and not self.transport.is_closing():
+            self._fail(TOO_MANY, "The message comes in too many pieces")
         if self.transport.is_closing() or not (self.frames or self.conn.reader.buffer):
             self._end_rest()
             return
@@ -96,9 +105,31 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
             self._expect_rest()
 
     def send_receive_event_to_app(self) -> None:
-        """Pass on a whole message; the next one has its own time."""
+        """Pass on a whole message; the next one has its own time.
+
+        uvicorn would log a text that is none as a mistake of ours.
+        """
         self._end_rest()
+        self.frames = [b"".join(self.frames)]
+        if self.curr_msg_data_type == "text" and not (self.close_sent or _is_text(self.frames[0])):
+            self.frames = []
+            self._fail(NO_TEXT, "The message is not UTF-8")
+            return
         super().send_receive_event_to_app()
+
+    def handle_ping(self) -> None:
+        """Send the answer; hang up on a peer that asks on and takes none.
+
+        What else waits for it does not count: it may ask while it reads a long answer.
+        """
+        if not self.transport.count_unsent():
+            self._pong_bytes = 0
+        pongs = b"".join(self.conn.data_to_send())
+        self._pong_bytes += len(pongs)
+        if self._pong_bytes > MAX_PONG_BYTES:
+            self.transport.abort()
+        else:
+            self.transport.write(pongs)
 
     async def send(self, message: Any) -> None:
         """Send what the app says; uvicorn logs every refusal of its own accord as a mistake."""
@@ -144,7 +175,11 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
         if self.read_paused:
             self._expect_rest()
             return
-        self.conn.fail(TOO_SLOW, "The message took too long to arrive")
+        self._fail(TOO_SLOW, "The message took too long to arrive")
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Close for a fault of the peer's, who is not told before its handshake is answered."""
+        self.conn.fail(code, reason)
         if self.conn.close_sent is None:
             self.transport.abort()
         else:
@@ -160,6 +195,14 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
             return
         self._unsent_bytes, self._taken_bytes = unsent, taken
         self._look = self.loop.call_later(STALL_SECONDS, self._look_at_reader)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def with_limits(settings: Settings) -> type[PatientWebSocket]:

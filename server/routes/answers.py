@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from server.errors import FalError, InputError, RequestError
 
@@ -22,9 +22,6 @@ of Python objects, and as many mistakes to list. Data URIs have one comma each."
 
 LONG_BODY_BYTES = 256 * 1024
 UNREADABLE = "There was an error parsing the body"
-
-SEND_SECONDS = 60.0
-"""How long the reader of an event stream may take nothing before it is given up."""
 
 MAX_STREAMS = 1000
 """Most event streams at a time: each looks into the queue every two seconds."""
@@ -45,9 +42,9 @@ class AsciiJSONResponse(JSONResponse):
 class EventStream(StreamingResponse):
     """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-    However it ends, `events` is closed then: when they are through, when the reader leaves, or
-    when it stays but takes nothing for `SEND_SECONDS`. `on_end` is called then too, even if nothing
-    of the events was ever sent.
+    However it ends, `events` is closed then: when they are through, or when the reader leaves or
+    is hung up on, as one that takes nothing is (see `server.protocol`). `on_end` is called then
+    too, even if nothing of the events was ever sent.
     """
 
     media_type = "text/event-stream"
@@ -82,17 +79,11 @@ class EventStream(StreamingResponse):
                 self._on_end()
 
     async def stream_response(self, send: Send) -> None:
-        """Send what comes; returns early, with the answer incomplete, when nobody takes it."""
-
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(SEND_SECONDS):
-                await send(message)
-
+        """Send what comes, however long the reader takes for it."""
         EventStream.open_streams += 1
         try:
             async with contextlib.aclosing(self._events):
-                with contextlib.suppress(TimeoutError):
-                    await super().stream_response(send_in_time)
+                await super().stream_response(send)
         finally:
             EventStream.open_streams -= 1
 

@@ -3,8 +3,8 @@
 A token (`?fal_jwt_token=`) is looked at where no key is sent. It opens the realtime websockets and
 the streams of its applications: again and again until it expires, as fal's clients reconnect with
 the one that they have. It is judged when a connection begins; one that is open stays open, because
-fal's JavaScript client gets a new token beside it and does not connect anew. A revoked key takes
-its tokens with it.
+fal's JavaScript client gets a new token beside it and does not connect anew. A key that is revoked
+or replaced takes its tokens with it.
 """
 
 import contextlib
@@ -56,6 +56,11 @@ def caller_of(request: HTTPConnection) -> Caller:
     if not isinstance(caller, Caller):
         raise TypeError("the request did not come through AuthMiddleware")
     return caller
+
+
+def has_only_token(request: HTTPConnection) -> bool:
+    """Tell whether the caller of a closed path showed a token in the place of the key."""
+    return bool(request.state.has_only_token)
 
 
 def caller_or_none(request: Request) -> Caller | None:
@@ -128,6 +133,7 @@ class AuthMiddleware:
             token = None if authorization else _token(scope)
             try:
                 caller = identify()
+                state["has_only_token"] = caller is None
                 if caller is None and token is not None:
                     caller = self._tickets.read_app_token(token, _app_id(scope))
                 if caller is None:

@@ -21,6 +21,7 @@ from server.routes.doors import REQUEST_ID_HEADER, WS_PREFIX
 from server.routes.paths import find_carried
 from server.routes.queue import replay
 from server.routes.socket import NORMAL, Socket
+from server.routes.wishes import read_wishes
 
 MAX_WAITING = 16
 """Most requests of one connection that wait for their turn; with more it is closed."""
@@ -31,8 +32,9 @@ def make_router(parts: Parts) -> APIRouter:
     router = APIRouter()
 
     async def connect(websocket: WebSocket, path: str) -> None:
+        endpoint, wishes = find_carried(path), read_wishes(websocket)
         async with Conversation.begin(
-            parts, websocket, find_carried(path), most_waiting=MAX_WAITING, may_drop=False
+            parts, websocket, endpoint, wishes=wishes, most_waiting=MAX_WAITING, may_drop=False
         ) as conversation:
             await _serve(conversation)
 

@@ -21,7 +21,6 @@ from server.routes.doors import door_of
 from server.routes.messages import Message
 from server.routes.socket import OpenSockets, Socket
 from server.routes.watching import Watching
-from server.routes.wishes import read_wishes
 from server.settings import Settings
 
 
@@ -62,13 +61,13 @@ class Conversation:
         websocket: WebSocket,
         endpoint: Endpoint,
         *,
+        wishes: Wishes,
         most_waiting: int,
         may_drop: bool,
     ) -> AsyncIterator["Conversation"]:
         """Accept a websocket. Raises `RequestError` where that, or the endpoint, is refused."""
         endpoint = parts.admission.find_endpoint(endpoint.id)
         owner, origin = caller_of(websocket).owner, door_of(websocket).files_origin
-        wishes = read_wishes(websocket)
         with parts.sockets.enter(owner):
             async with Socket.accept(
                 websocket,

@@ -3,16 +3,23 @@
 A body is bounded before it comes here, so it is read whole; its parts are views of it.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesHeaderParser
 
 from server.errors import RequestError
 
 MAX_PARTS = 100
 MAX_HEAD_BYTES = 8 * 1024
+MAX_TYPE_CHARACTERS = 1024
 LINE = b"\r\n"
+
+PARAMETER = re.compile(
+    r';[ \t]*+(?:([^\s;="]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+)))?+[ \t]*+'
+)
+"""One `; name=value` of a header, or a `;` alone. It never goes back over what it has read."""
+
+ESCAPED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +40,9 @@ class Part:
 
 def read_parts(body: bytes | bytearray, content_type: str) -> list[Part]:
     """Take a form apart. Raises `RequestError` 400 for one that is broken or has too many parts."""
-    head = Message()
-    head["content-type"] = content_type
-    boundary = head.get_boundary("")
+    if len(content_type) > MAX_TYPE_CHARACTERS:
+        raise _broken("its content type is too long")
+    boundary = _read_parameters(content_type).get("boundary", "")
     if not (boundary.isascii() and 1 <= len(boundary) <= 70):
         raise _broken("its content type names no boundary")
     parts: list[Part] = []
@@ -73,12 +80,38 @@ def _read_part(body: bytes | bytearray, start: int, end: int) -> Part:
     blank = body.find(LINE + LINE, start, min(end, start + MAX_HEAD_BYTES))
     if blank < 0:
         raise _broken("a part has no headers, or too long ones")
-    head = BytesHeaderParser().parsebytes(bytes(body[start:blank]))
-    name = head.get_param("name", header="content-disposition")
-    if not isinstance(name, str):
+    given = _read_parameters(_find_disposition(bytes(body[start:blank])))
+    if "name" not in given:
         raise _broken("a part has no name")
-    data = memoryview(body)[blank + len(LINE + LINE) : end]
-    return Part(name, head.get_filename() is not None, data)
+    # Also `filename*` and `filename*0` (RFC 2231), whose values nobody reads or finds wrong.
+    is_file = any(key.partition("*")[0] == "filename" for key in given)
+    return Part(given["name"], is_file, memoryview(body)[blank + len(LINE + LINE) : end])
+
+
+def _find_disposition(head: bytes) -> str:
+    """Return the header that names a part, empty where it has none."""
+    for line in head.split(LINE):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            return value.decode("utf-8", "replace")
+    return ""
+
+
+def _read_parameters(header: str) -> dict[str, str]:
+    """Return the parameters behind a header's first word, by their names in lower case."""
+    found: dict[str, str] = {}
+    at = len(header.partition(";")[0])
+    while at < len(header):
+        parameter = PARAMETER.match(header, at)
+        if parameter is None:
+            raise _broken("a header is not well-formed")
+        name, quoted, plain = parameter.groups()
+        if name and name.lower() in found:
+            raise _broken("a header says the same thing twice")
+        if name:
+            found[name.lower()] = plain if quoted is None else ESCAPED.sub(r"\1", quoted)
+        at = parameter.end()
+    return found
 
 
 def _broken(reason: str) -> RequestError:

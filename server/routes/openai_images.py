@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from server.admission import Admission
 from server.errors import InputError
+from server.image_urls import IMAGE_FIELD
 from server.jobs import Job
 from server.offer import Offer
 from server.routes.answers import (
@@ -30,7 +31,10 @@ from server.routes.queue import outcome_headers, replay
 from server.routes.run import Waiter, left
 from server.routes.wishes import read_wishes
 
-IMAGE_PART = re.compile(r"image(\[\d*\])?")
+IMAGE_NAMES = ("images", "image", IMAGE_FIELD)
+"""OpenAI's two and the endpoint's own; a form's may have a number behind them."""
+
+IMAGE_PART = re.compile(rf"({'|'.join(IMAGE_NAMES)})(\[\d*\])?")
 URL_STARTS = (b"http://", b"https://", b"data:")
 FINAL = {"x-should-retry": "false"}
 """What OpenAI's clients read: the queue has tried already, and would do the same again."""
@@ -121,12 +125,13 @@ def _translate_form(body: bytearray, content_type: str, offer: Offer) -> Transla
 
 
 def _urls_in(fields: Any) -> list[Any]:
-    """Return the images of a JSON body: `image`, one URL or several, and `images` as OpenAI has it.
+    """Return the images of a JSON body: by each name one URL or several, or as OpenAI has them.
 
     What is no text is left for the endpoint to refuse.
     """
     if not isinstance(fields, dict):
         return []
-    given = fields.get("images") or fields.get("image") or []
-    items = given if isinstance(given, list) else [given]
+    items: list[Any] = []
+    for given in filter(None, map(fields.get, IMAGE_NAMES)):
+        items += given if isinstance(given, list) else [given]
     return [item.get("image_url") if isinstance(item, dict) else item for item in items]

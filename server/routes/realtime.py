@@ -26,6 +26,7 @@ from server.routes.messages import (
     write_answer,
 )
 from server.routes.paths import find_realtime
+from server.routes.wishes import read_wishes
 
 DEFAULT_BUFFERING = 2
 """What fal's clients recommend."""
@@ -40,8 +41,9 @@ def make_router(parts: Parts) -> APIRouter:
     async def connect(websocket: WebSocket, path: str) -> None:
         endpoint = find_realtime(path)
         buffering = _read_buffering(websocket.query_params.get("max_buffering"))
+        wishes = read_wishes(websocket, may_notify=False)
         async with Conversation.begin(
-            parts, websocket, endpoint, most_waiting=buffering, may_drop=True
+            parts, websocket, endpoint, wishes=wishes, most_waiting=buffering, may_drop=True
         ) as conversation:
             await _serve(conversation)
 
@@ -91,7 +93,7 @@ async def _take(conversation: Conversation) -> _Asked | None:
 
 
 async def _submit(conversation: Conversation, body: Any, *, binary: bool) -> str:
-    wishes = replace(conversation.wishes, webhook_url=None)
+    wishes = conversation.wishes
     if binary and isinstance(body, dict):
         # The images are in the answer, so nothing of it needs to stay here.
         body = {**body, "sync_mode": True}

@@ -9,7 +9,6 @@ from typing import TypeVar
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server.errors import RequestError
-from server.routes.answers import SEND_SECONDS
 from server.routes.messages import Message
 
 T = TypeVar("T")
@@ -99,21 +98,19 @@ class Socket:
         return coming.result() if coming.done() else None
 
     async def send(self, message: Message) -> None:
-        """Send; who takes nothing for long is given up."""
+        """Send, however long it takes; `server.websocket` hangs up on who takes nothing."""
         try:
-            async with asyncio.timeout(SEND_SECONDS):
-                if isinstance(message, str):
-                    await self._websocket.send_text(message)
-                else:
-                    await self._websocket.send_bytes(message)
-        except (WebSocketDisconnect, RuntimeError, TimeoutError):
+            if isinstance(message, str):
+                await self._websocket.send_text(message)
+            else:
+                await self._websocket.send_bytes(message)
+        except (WebSocketDisconnect, RuntimeError):
             self._reading.cancel()
 
     async def close(self, code: int, reason: str = "") -> None:
         """Close, unless that has happened; the peer learns the first code."""
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
-            async with asyncio.timeout(SEND_SECONDS):
-                await self._websocket.close(code, reason)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._websocket.close(code, reason)
 
     async def _read(self) -> None:
         try:

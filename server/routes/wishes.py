@@ -8,18 +8,25 @@ from server.admission import Wishes
 from server.errors import RequestError
 from server.jobs import Priority
 from server.lifecycle import Lifecycle, read_lifecycle
+from server.routes.auth import has_only_token
 
 MIN_START_SECONDS = 0.1
 TRUE_WORDS = ("1", "true", "yes")
 
 
-def read_wishes(request: HTTPConnection) -> Wishes:
-    """Read fal's request headers and query parameters.
+def read_wishes(request: HTTPConnection, *, may_notify: bool = True) -> Wishes:
+    """Read fal's request headers and query parameters; `may_notify` says whether to take a webhook.
+
+    Who has only a token may wish what concerns its own request and nothing else: that it waits
+    behind others, ends early or leaves no record. Webhooks are signed with the server's name, and
+    files are the key's: what is said of these is left out.
 
     Raises `RequestError` 400 `bad_request` for a value that cannot be read, as fal does.
     """
     headers, query = request.headers, request.query_params
     lifecycle = _lifecycle(headers.get("x-fal-object-lifecycle-preference"))
+    if has_only_token(request):
+        lifecycle, may_notify = Lifecycle(), False
     return Wishes(
         priority=_priority(headers.get("x-fal-queue-priority", "normal")),
         start_seconds=_start_seconds(headers.get("x-fal-request-timeout")),
@@ -27,7 +34,7 @@ def read_wishes(request: HTTPConnection) -> Wishes:
         keep_payload=headers.get("x-fal-store-io") != "0",
         file_seconds=lifecycle.seconds,
         file_acl=lifecycle.acl,
-        webhook_url=query.get("fal_webhook") or None,
+        webhook_url=(query.get("fal_webhook") or None) if may_notify else None,
         queue_limit=_queue_limit(query.get("fal_max_queue_length")),
     )
 

@@ -1,6 +1,8 @@
 """Tokens from outside: what they open, for how long, again and again, and who gets one."""
 
 import contextlib
+import json
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,6 +109,47 @@ def test_a_token_streams_and_does_nothing_else(keyed: tuple[RunningServer, Key])
             ("GET", f"/v1/models/requests/by-endpoint?endpoint_id={ENDPOINT}"),
         ):
             assert status(http, method, path, query) == 401
+
+
+def test_a_token_says_nothing_of_files(keyed: tuple[RunningServer, Key]) -> None:
+    """Whoever has the key may hide a file from others; a page that has a token cannot."""
+    server, key = keyed
+    token = token_for(server, key, ENDPOINT)
+    hidden = {"x-fal-object-lifecycle-preference": '{"initial_acl": {"default": "forbid"}}'}
+    seen = []
+    with connect(server) as http:
+        for caller, query in (
+            ({"authorization": f"Key {key.credential}"}, {}),
+            ({}, {"fal_jwt_token": token}),
+        ):
+            answer = http.post(
+                f"/{ENDPOINT}/stream", params=query, json=INSTANT, headers={**hidden, **caller}
+            )
+            last = json.loads(answer.text.rpartition("data: ")[2])
+            seen.append(http.get(last["images"][0]["url"]).status_code)
+    assert seen == [404, 200]
+
+
+def test_webhooks_are_for_the_key_to_ask_for(keyed: tuple[RunningServer, Key]) -> None:
+    """Neither a token nor a realtime connection has any; the key's own stream does."""
+    server, key = keyed
+    token, authorization = token_for(server, key, ENDPOINT), f"Key {key.credential}"
+    paths = [
+        f"/{ENDPOINT}/stream?fal_webhook=https://127.0.0.1:9/{end}" for end in ("key", "token")
+    ]
+    with connect(server) as http:
+        http.post(paths[0], json=INSTANT, headers={"authorization": authorization})
+        http.post(f"{paths[1]}&fal_jwt_token={token}", json=INSTANT)
+    for query, headers in (
+        (f"&fal_jwt_token={token}", {}),
+        ("", {"authorization": authorization}),
+    ):
+        path = f"{REALTIME}?fal_webhook=https://127.0.0.1:9/realtime{query}"
+        with talk(server, path, **headers) as line:
+            assert ask(line, INSTANT)["images"]
+    with contextlib.closing(sqlite3.connect(server.data_dir / "queue.sqlite3")) as database:
+        asked = database.execute("SELECT webhook_url FROM jobs WHERE webhook_url IS NOT NULL")
+        assert asked.fetchall() == [("https://127.0.0.1:9/key",)]
 
 
 def test_a_revoked_key_ends_its_tokens_and_its_websockets(keyed: tuple[RunningServer, Key]) -> None:

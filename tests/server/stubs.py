@@ -1,10 +1,11 @@
-"""What stands in for the network and the decoding process, where these are not the subject."""
+"""What stands in for network, decoding process and time, where these are not the subject."""
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image, UnidentifiedImageError
 
 from server.files import FileStore
@@ -92,3 +93,14 @@ def make_preparer(
     web = web or Web()
     loras = LoraFinder(settings, files, store, web)
     return InputPreparer(settings, files, store, web, decoder or Decoder(), loras, rules)
+
+
+async def wait_an_hour() -> None:
+    """Put the loop's clock forward, and let it do what is due then."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(0)
+    later = loop.time() + 3600
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", lambda: later)
+        for _ in range(5):
+            await asyncio.sleep(0)

@@ -11,7 +11,9 @@ import pytest
 from server.app import create_app
 from server.errors import ConfigurationError
 from server.gateway import Gateway, is_loopback, make_keyring
+from server.keys import Caller
 from server.settings import Settings
+from server.tickets import Tickets
 
 
 def test_importing_the_app_loads_no_torch() -> None:
@@ -40,6 +42,21 @@ def test_without_a_model_it_needs_no_word_on_safety(tmp_path: Path) -> None:
     checker = Gateway(Settings(data_dir=tmp_path / "data", safety="required")).checker
     assert checker is not None
     assert checker.unsafe == ("nsfw",)
+
+
+def test_another_key_of_the_settings_ends_the_tokens_of_the_one_before(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """A restart with the same one ends none."""
+
+    def start(api_key: str) -> Tickets:
+        tickets = Gateway(make_settings(api_key=api_key)).tickets
+        tickets.load()
+        return tickets
+
+    token, _ = start("the old key").issue_token(Caller())
+    assert start("the old key").read_token(token) == Caller()
+    assert start("the new key").read_token(token) is None
 
 
 @pytest.mark.anyio

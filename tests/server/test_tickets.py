@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from server.errors import ConfigurationError
-from server.keys import Caller
+from server.keyfile import KeyFile, KeyLimits
+from server.keys import HOUSE, Caller, Keyring
 from server.tickets import KEY_NAME, TOKEN_SECONDS, Ticket, Tickets
 
 NOW = 1_900_000_000.0
@@ -127,3 +128,44 @@ def test_a_token_ends_with_its_key_and_is_no_other_kind(box: Box, tmp_path: Path
         assert box.tickets.read_app_token(forged, "fal-ai/flux-2") is None
     del box.callers["ann"]
     assert box.tickets.read_app_token(token, "fal-ai/flux-2") is None
+
+
+def house_tickets(folder: Path, api_key: str | None) -> Tickets:
+    """Return the tickets of a server that is started with this key, or without one."""
+    keys = Keyring(KeyFile(folder), api_key)
+    tickets = Tickets(folder, lambda: NOW, keys.get, keys.house_digest)
+    tickets.load()
+    return tickets
+
+
+@pytest.mark.parametrize("before", [None, "old key"])
+@pytest.mark.parametrize("after", [None, "old key", "new key"])
+def test_what_the_house_signed_ends_with_its_key(
+    tmp_path: Path, before: str | None, after: str | None
+) -> None:
+    """Of every kind, when the key is set, replaced or gone; a restart with the same ends none."""
+    old, house = house_tickets(tmp_path, before), Caller()
+    ticket = replace(TICKET, owner=HOUSE)
+    text, (token, _) = old.sign(ticket), old.issue_token(house)
+    app_token = old.issue_app_token(house, ["flux-2"], 120)
+    new = house_tickets(tmp_path, after)
+    is_same = before == after
+    assert new.read(text) == ((ticket, house) if is_same else None)
+    assert new.read_token(token) == (house if is_same else None)
+    assert new.read_app_token(app_token, "fal-ai/flux-2") == (house if is_same else None)
+
+
+def test_another_key_of_the_house_ends_nobody_else_s(tmp_path: Path) -> None:
+    """Those of a key of the file go on."""
+    caller = Caller(owner=KeyFile(tmp_path).create("ann", KeyLimits(), 1.0)[0].id)
+    token, _ = house_tickets(tmp_path, "old key").issue_token(caller)
+    assert house_tickets(tmp_path, "new key").read_token(token) == caller
+
+
+def test_a_token_helps_nobody_to_guess_the_key_of_the_house(tmp_path: Path) -> None:
+    """Two servers with the same key mark their tokens differently."""
+    marks = set()
+    for name in ("one", "two"):
+        token, _ = house_tickets(tmp_path / name, "weak").issue_token(Caller())
+        marks.add(token.partition(".")[0])
+    assert len(marks) == 2

@@ -1,6 +1,7 @@
 """Websockets that are slow, endless, silent or broken: each has its time, and none is forgotten."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
@@ -9,10 +10,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.websockets import WebSocket
 from uvicorn.server import ServerState
 
 from server import websocket
 from server.protocol import PIECE_BYTES, PatientProtocol
+from server.routes.socket import Socket
 from server.websocket import PatientWebSocket
 from tests.server.raw_http import LONG_SECONDS, WAIT_SECONDS, Box, Caller
 
@@ -25,14 +28,15 @@ HEAD = (
 )
 HANDSHAKE = HEAD + b"\r\n"
 PLAIN = b"GET /plain HTTP/1.1\r\nHost: box\r\n\r\n"
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+FINAL = 128
 MANY_BYTES = 20_000_000
 
 
-def frame(kind: int, payload: bytes, *, announced: int | None = None) -> bytes:
+def frame(kind: int, payload: bytes, *, announced: int | None = None, final: int = FINAL) -> bytes:
     """Write a whole frame as clients do; with `announced` it says that it is so long."""
     length = len(payload) if announced is None else announced
-    return bytes((128 | kind, 128 | 127)) + length.to_bytes(8, "big") + bytes(4) + payload
+    return bytes((final | kind, 128 | 127)) + length.to_bytes(8, "big") + bytes(4) + payload
 
 
 class SocketBox(Box):
@@ -249,6 +253,67 @@ async def test_a_message_above_the_limit_ends_it(box: SocketBox) -> None:
     assert (await box.hear())["code"] == 1009
 
 
+@pytest.mark.parametrize("piece", [b"", b"ab"])
+async def test_a_message_in_too_many_pieces_ends_it(
+    box: SocketBox, piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as may be are one message, with one more the connection ends."""
+    monkeypatch.setattr(websocket, "MAX_FRAMES", 1000)
+    await box.start()
+    caller = await open_socket(box)
+    begin = frame(BINARY, piece, final=0) + frame(CONTINUED, piece, final=0) * 999
+    caller.send(begin)
+    caller.send(frame(CONTINUED, piece))
+    assert (await box.hear())["bytes"] == piece * 1001
+    caller.send(begin + frame(CONTINUED, piece, final=0))
+    assert close_code(await caller.is_hung_up_on()) == websocket.TOO_MANY
+    assert (await box.hear())["code"] == websocket.TOO_MANY
+
+
+async def test_a_text_that_is_none_ends_it_without_a_word_in_the_log(
+    box: SocketBox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the peer's fault, and what comes behind it is not read."""
+    await box.start()
+    caller = await open_socket(box)
+    caller.send(frame(TEXT, b"L\xc3", final=0) + frame(CONTINUED, b"\xb6we"))
+    assert (await box.hear())["text"] == "L\u00f6we"
+    caller.send(frame(TEXT, b"L\xf6we") + frame(TEXT, b"hello"))
+    assert close_code(await caller.is_hung_up_on()) == websocket.NO_TEXT
+    assert (await box.hear())["code"] == websocket.NO_TEXT
+    assert box.heard.empty()
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def test_a_peer_that_pings_and_reads_nothing_is_cut(box: SocketBox) -> None:
+    """The answers do not pile up here."""
+    await box.start()
+    caller = await open_socket(box, receive_bytes=4096)
+    pings = frame(PING, bytes(125)) * 1000
+    with contextlib.suppress(ConnectionError):
+        for _ in range(200):
+            caller.send(pings)
+            await caller.writer.drain()
+    async with asyncio.timeout(WAIT_SECONDS):
+        await box.lost.wait()
+
+
+async def test_a_peer_that_reads_may_ping(box: SocketBox) -> None:
+    """While it takes a long answer, and for ever once it has that."""
+    box.to_send = MANY_BYTES
+    await box.start()
+    caller = await open_socket(box)
+    ping, pong = frame(PING, bytes(100)), bytes((FINAL | PONG, 100)) + bytes(100)
+    caller.send(ping * 100)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await caller.reader.readexactly(len(frame(BINARY, b"")) - 4)
+        for _ in range(MANY_BYTES // 10_000):
+            await caller.reader.readexactly(10_000)
+        for _ in range(20):
+            assert await caller.reader.readexactly(100 * len(pong)) == pong * 100
+            caller.send(ping * 100)
+
+
 @pytest.mark.parametrize("path", [b"/a", b"/left"])
 async def test_a_reader_that_takes_nothing_is_cut(
     box: SocketBox, path: bytes, monkeypatch: pytest.MonkeyPatch
@@ -260,6 +325,25 @@ async def test_a_reader_that_takes_nothing_is_cut(
     await open_socket(box, HANDSHAKE.replace(b"/a", path), receive_bytes=4096)
     async with asyncio.timeout(WAIT_SECONDS):
         await box.lost.wait()
+
+
+async def test_a_route_sends_until_its_reader_is_cut(
+    box: SocketBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits as long as the reader takes something, and then hears that nobody is there."""
+    monkeypatch.setattr(websocket, "STALL_SECONDS", SHORT_SECONDS)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        line = WebSocket(scope, receive, send)
+        async with Socket.accept(line, most_waiting=1, most_bytes=1, may_drop=True) as accepted:
+            await accepted.send(bytes(MANY_BYTES))
+            await accepted.send("the end")
+            await box.heard.put(await accepted.next(LONG_SECONDS))
+
+    box.app = answer
+    await box.start()
+    await open_socket(box, receive_bytes=4096)
+    assert await box.hear() is None
 
 
 async def test_a_slow_reader_is_not_asked_for_pongs_it_cannot_give(

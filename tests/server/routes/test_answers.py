@@ -1,5 +1,6 @@
 """Bodies: what counts as JSON, what is too much of it, and how many may be told what happens."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -8,9 +9,12 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from server import protocol
 from server.errors import FalError, InputError, RequestError
 from server.routes import answers
 from server.routes.answers import LONG_BODY_BYTES, MAX_VALUES, EventStream, read_json
+from tests.server.raw_http import WAIT_SECONDS, Box
+from tests.server.stubs import wait_an_hour
 
 pytestmark = pytest.mark.anyio
 
@@ -126,3 +130,50 @@ async def test_streams_are_counted_while_they_are_open(monkeypatch: pytest.Monke
     with pytest.raises(OSError):  # noqa: PT011  (any will do)
         await EventStream(events(), {}).stream_response(broken)
     assert EventStream.open_streams == 0
+
+
+async def test_a_reader_of_events_that_takes_its_time_gets_everything() -> None:
+    """The last one and the end behind it too, an hour after they came."""
+    takes = asyncio.Event()
+    taken: list[Any] = []
+
+    async def events() -> AsyncGenerator[str]:
+        yield "data: a large result\n\n"
+
+    async def send(message: Message) -> None:
+        await takes.wait()
+        taken.append(message)
+
+    streaming = asyncio.create_task(EventStream(events(), {}).stream_response(send))
+    await wait_an_hour()
+    takes.set()
+    await streaming
+    assert [message.get("more_body") for message in taken] == [None, True, False]
+
+
+async def test_a_reader_of_events_that_takes_nothing_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then the events are closed."""
+    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.2)
+    box, ended = Box(), asyncio.Event()
+
+    async def events() -> AsyncGenerator[str]:
+        try:
+            while True:
+                yield f"data: {'x' * 1_000_000}\n\n"
+                await asyncio.sleep(0)  # as real ones wait for something
+        finally:
+            ended.set()
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await EventStream(events(), {})(scope, receive, send)
+
+    box.app = stream
+    await box.start()
+    caller = await box.connect(receive_bytes=4096)
+    caller.send(b"GET / HTTP/1.1\r\nHost: box\r\n\r\n")
+    async with asyncio.timeout(WAIT_SECONDS):
+        await ended.wait()
+        await box.lost.wait()
+    await box.stop()

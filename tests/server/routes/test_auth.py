@@ -1,7 +1,10 @@
 """Who gets past the door, what the others hear, and how guessing is slowed."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -21,6 +24,7 @@ from server.routes.auth import (
     unauthorized,
 )
 from server.routes.doors import DoorMiddleware
+from server.routes.wishes import read_wishes
 from server.tickets import Tickets
 from tests.server.test_limiter import Hand
 
@@ -84,6 +88,10 @@ def connect(box: Box) -> Connect:
     @app.post("/fal-ai/flux-2")
     async def run(request: Request) -> dict[str, str]:
         return {"owner": caller_of(request).owner}
+
+    @app.post("/fal-ai/flux-2/stream")
+    async def stream(request: Request) -> dict[str, Any]:
+        return asdict(read_wishes(request))
 
     app.add_middleware(AuthMiddleware, gate=box.gate, tickets=box.tickets)
     app.add_middleware(DoorMiddleware)
@@ -164,6 +172,37 @@ async def test_routes_learn_who_asks(connect: Connect, box: Box) -> None:
     for wrong in (None, "Key a:b", "Bearer ticket"):
         async with connect(authorization=wrong) as client:
             assert (await client.get("/files/x")).json() == {"reader": None}
+
+
+async def test_what_a_token_s_caller_may_wish(connect: Connect, box: Box) -> None:
+    """What concerns its own request; nothing of webhooks and files, of which its key says all."""
+    headers = {
+        "x-fal-object-lifecycle-preference": json.dumps(
+            {"expiration_duration_seconds": 5, "initial_acl": {"default": "forbid"}}
+        ),
+        "x-fal-queue-priority": "low",
+        "x-fal-no-retry": "1",
+        "x-fal-store-io": "0",
+        "x-fal-request-timeout": "9",
+    }
+    query = {"fal_webhook": "https://example.com", "fal_max_queue_length": "7"}
+    token = box.tickets.issue_app_token(Caller(owner=box.owners[0]), ["flux-2"], 60)
+
+    async def wishes(client: httpx2.AsyncClient, **more: str) -> dict[str, Any]:
+        async with client:
+            answer = await client.post(
+                "/fal-ai/flux-2/stream", params={**query, **more}, headers=headers
+            )
+        found: dict[str, Any] = answer.json()
+        return found
+
+    by_key = await wishes(connect(authorization=box.headers[0]), fal_jwt_token=token)
+    assert by_key["webhook_url"] == "https://example.com"
+    assert (by_key["file_seconds"], by_key["priority"], by_key["queue_limit"]) == (5, 1, 7)
+    assert "forbid" in by_key["file_acl"]
+    by_token = await wishes(connect(), fal_jwt_token=token)
+    nothing = {"webhook_url": None, "file_seconds": None, "file_acl": None}
+    assert by_token == {**by_key, **nothing}
 
 
 def test_guesses_are_slowed_for_each_address(box: Box) -> None:

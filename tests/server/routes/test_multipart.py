@@ -4,7 +4,7 @@ import httpx2
 import pytest
 
 from server.errors import RequestError
-from server.routes.multipart import MAX_PARTS, Part, read_parts
+from server.routes.multipart import MAX_PARTS, MAX_TYPE_CHARACTERS, Part, read_parts
 
 TYPE = "multipart/form-data; boundary=edge"
 
@@ -64,6 +64,22 @@ def test_a_quoted_boundary_and_a_quote_in_a_name() -> None:
 
 
 @pytest.mark.parametrize(
+    "extra",
+    [
+        "; filename*0=a; filename*=b",
+        "; filename*=idna'en'%ff",
+        "; filename*=punycode'en'%ff",
+        "; filename*=a\0b'en'x",
+        "; filename*" + "9" * 5000 + "=x",
+        "; FileName=a.png;",
+    ],
+)
+def test_what_a_file_is_called_is_not_read(extra: str) -> None:
+    """That it has a name makes it a file, in whatever charset of RFC 2231 the name is broken."""
+    assert parts(field("image", b"1", extra) + b"--edge--") == [("image", True, b"1")]
+
+
+@pytest.mark.parametrize(
     ("body", "content_type", "reason"),
     [
         (b"", TYPE, "does not occur"),
@@ -77,6 +93,15 @@ def test_a_quoted_boundary_and_a_quote_in_a_name() -> None:
         (field("a", b"1") * (MAX_PARTS + 1) + b"--edge--", TYPE, "more than 100"),
         (field("a", b"1") + b"--edge--", "multipart/form-data", "names no boundary"),
         (b"--\r\n\r\n----", "multipart/form-data; boundary=", "names no boundary"),
+        (b"", "multipart/form-data; boundary*=idna'en'%ff", "names no boundary"),
+        (b"", "multipart/form-data; boundary*=a\0b'en'x", "names no boundary"),
+        (b"", f"{TYPE}; x={'y' * MAX_TYPE_CHARACTERS}", "content type is too long"),
+        (b"", f'{TYPE}; x="{";" * 900}', "not well-formed"),
+        (b"", f"{TYPE}; boundary=other", "the same thing twice"),
+        (field("a", b"1", "; x=y z") + b"--edge--", TYPE, "not well-formed"),
+        (field("a", b"1", "; name=b") + b"--edge--", TYPE, "the same thing twice"),
+        (field("a", b"1").replace(b"name=", b"name*=") + b"--edge--", TYPE, "no name"),
+        (field("a", b"1").replace(b'name="a"', b"name*=idna'a'%ff") + b"--edge--", TYPE, "no name"),
     ],
 )
 def test_what_is_broken_is_a_400(body: bytes, content_type: str, reason: str) -> None:

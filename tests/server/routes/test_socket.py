@@ -8,7 +8,8 @@ from starlette.websockets import WebSocket
 
 from server.errors import RequestError
 from server.routes import socket
-from server.routes.socket import OUR_FAULT, TOO_MUCH, OpenSockets, Socket
+from server.routes.socket import NORMAL, OUR_FAULT, TOO_MUCH, OpenSockets, Socket
+from tests.server.stubs import wait_an_hour
 
 pytestmark = pytest.mark.anyio
 
@@ -106,15 +107,16 @@ async def test_who_leaves_is_missed_at_once(wire: Wire) -> None:
         coming.cancel()
 
 
-async def test_a_reader_that_takes_nothing_is_given_up(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next that is waited for does not come then."""
-    monkeypatch.setattr(socket, "SEND_SECONDS", 0.05)
+async def test_a_reader_that_takes_its_time_gets_everything(wire: Wire) -> None:
+    """The answer an hour later, and the farewell behind it; `test_websocket` has who takes none."""
     async with accept(wire) as line:
-        wire.takes.clear()
-        await line.send("an answer")
-        assert await line.next(1) is None
+        for last in (line.send("an answer"), line.close(NORMAL)):
+            wire.takes.clear()
+            sending = asyncio.create_task(last)
+            await wait_an_hour()
+            wire.takes.set()
+            await sending
+    assert [event.get("text") or event["code"] for event in wire.sent[1:]] == ["an answer", NORMAL]
 
 
 async def test_a_fault_of_ours_is_told_as_one(wire: Wire) -> None:
