@@ -18,15 +18,15 @@ def read_wishes(request: HTTPConnection, *, may_notify: bool = True) -> Wishes:
     """Read fal's request headers and query parameters; `may_notify` says whether to take a webhook.
 
     Who has only a token may wish what concerns its own request and nothing else: that it waits
-    behind others, ends early or leaves no record. Webhooks are signed with the server's name, and
-    files are the key's: what is said of these is left out.
+    behind others, ends early, leaves no record or hides its images. Webhooks are signed with the
+    server's name, and files take the key's room: a webhook and a lifetime are left out.
 
     Raises `RequestError` 400 `bad_request` for a value that cannot be read, as fal does.
     """
     headers, query = request.headers, request.query_params
     lifecycle = _lifecycle(headers.get("x-fal-object-lifecycle-preference"))
     if has_only_token(request):
-        lifecycle, may_notify = Lifecycle(), False
+        lifecycle, may_notify = Lifecycle(acl=lifecycle.acl), False
     return Wishes(
         priority=_priority(headers.get("x-fal-queue-priority", "normal")),
         start_seconds=_start_seconds(headers.get("x-fal-request-timeout")),
