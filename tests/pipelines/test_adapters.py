@@ -29,6 +29,7 @@ from tests.pipelines.lora_files import (
     make_lokr,
     make_pairs,
 )
+from tests.pipelines.one_step import call, make_inputs
 from tests.pipelines.test_flux2 import make_images, make_latents, make_request
 
 CPU = torch.device("cpu")
@@ -42,23 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def inputs(flux2: Flux2) -> dict[str, torch.Tensor]:
     """Return what the transformer is called with in one step."""
-    condition = flux2.encode("a lighthouse")
-    latents, ids = flux2.prepare(1, 128, 96)
-    return {
-        "hidden_states": latents,
-        "encoder_hidden_states": condition.prompt_embeds,
-        "timestep": torch.tensor([0.7]),
-        "guidance": torch.tensor([2.5]),
-        "img_ids": ids,
-        "txt_ids": condition.text_ids,
-    }
-
-
-@torch.no_grad()
-def call(transformer: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Run one step."""
-    velocity: torch.Tensor = transformer(**inputs, return_dict=False)[0]
-    return velocity
+    return make_inputs(flux2)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from pipelines.lora_file import read_lora
 from pipelines.quantisation import quantise_blocks
 from pipelines.types import TURBO_LORA_PATH, Precision
 from tests.pipelines.lora_files import KEY, LAYER, make_pair
+from tests.pipelines.one_step import call, make_inputs
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +37,7 @@ def turbo(demo_model: Path) -> Path:
 @pytest.fixture(scope="module")
 def inputs(flux2: Flux2) -> dict[str, torch.Tensor]:
     """Return what the transformer is called with in one step."""
-    torch.manual_seed(3)
-    condition = flux2.encode("a lighthouse")
-    latents, ids = flux2.prepare(1, 128, 96)
-    return {
-        "hidden_states": latents,
-        "encoder_hidden_states": condition.prompt_embeds,
-        "timestep": torch.tensor([0.7]),
-        "guidance": torch.tensor([2.5]),
-        "img_ids": ids,
-        "txt_ids": condition.text_ids,
-    }
-
-
-@torch.no_grad()
-def call(transformer: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Run one step."""
-    velocity: torch.Tensor = transformer(**inputs, return_dict=False)[0]
-    return velocity
+    return make_inputs(flux2)
 
 
 @pytest.fixture(scope="module")
