@@ -29,9 +29,11 @@ CHECKS = (
     "response_headers_conformance",
     "response_schema_conformance",
 )
-SECONDS_PER_EXAMPLE = 5
+MOST_SECONDS = 120 + 5 * EXAMPLES
 LEAST_CASES = 4500
 EDIT = "fal-ai/flux-2/flash/edit"
+pytestmark = pytest.mark.timeout(MOST_SECONDS + 60)
+
 FEW = max(3, EXAMPLES // 5)
 """Examples for each door of an endpoint that differs from a thoroughly tried one in its fields."""
 
@@ -93,7 +95,7 @@ def fuzz(server: RunningServer, folder: Path, examples: int, *options: str) -> A
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=120 + SECONDS_PER_EXAMPLE * EXAMPLES,
+        timeout=MOST_SECONDS,
         env={
             **os.environ,
             "SCHEMATHESIS_HOOKS": "fuzz_hooks",
