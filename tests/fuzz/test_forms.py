@@ -1,14 +1,8 @@
 """Any headers in a form, at OpenAI's edits of a real server: what is wrong is told as a 400."""
 
-from collections.abc import Iterator
-
 import httpx2
-import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
-from tests.conftest import StartServer
-from tests.contract.fault_server import start_fault_server
 
 TYPE = "multipart/form-data; boundary=edge"
 PIECES = ("name=", "filename*=", "boundary=", "*0", ";", '"', "\\", "idna'en'", "%ff", "9" * 5000)
@@ -20,18 +14,6 @@ PARAMETERS = PRINTABLE | st.lists(st.sampled_from(PIECES)).map("".join)
 EXAMPLES = settings(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(scope="module")
-def http(
-    start_server: StartServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx2.Client]:
-    """Return a client of a server that makes images at once."""
-    server = start_fault_server(start_server, tmp_path_factory.mktemp("forms"))
-    with httpx2.Client(base_url=server.http, trust_env=False, timeout=60) as client:
-        yield client
-    assert server.stop() == 0
-    assert not [line for line in server.lines if "unhandled error" in line]
 
 
 def check(http: httpx2.Client, content_type: str, disposition: str) -> None:

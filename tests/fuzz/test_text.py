@@ -1,15 +1,12 @@
 """Any text as a prompt, through both routes of a real server: an image, or a 422 that says why."""
 
 import json
-from collections.abc import Iterator
 
 import httpx2
-import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import StartServer
-from tests.contract.fault_server import ENDPOINT, INSTANT, start_fault_server
+from tests.contract.fault_server import ENDPOINT, INSTANT
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=200)
 EMOJI = "\U0001f469\u200d\U0001f680"
@@ -18,18 +15,6 @@ MANY = 25
 EXAMPLES = settings(
     max_examples=MANY, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(scope="module")
-def http(
-    start_server: StartServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx2.Client]:
-    """Return a client of a server that makes images at once."""
-    server = start_fault_server(start_server, tmp_path_factory.mktemp("text"))
-    with httpx2.Client(base_url=server.http, trust_env=False, timeout=60) as client:
-        yield client
-    assert server.stop() == 0
-    assert not [line for line in server.lines if "unhandled error" in line]
 
 
 def is_encodable(text: str) -> bool:
