@@ -45,6 +45,17 @@ def test_the_doctor_looks_at_each(commands: list[list[str]]) -> None:
     assert "--flash-lora" not in klein
 
 
+def test_a_killed_look_is_no_good_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it drowned by what was found to be well: a signal's status is below zero."""
+    codes = iter((-9, 0))
+
+    def run(command: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, returncode=next(codes))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert CliRunner().invoke(app, ["doctor"], env=ENVIRONMENT).exit_code != 0
+
+
 def test_a_folder_on_the_command_line_stands_for_itself(commands: list[list[str]]) -> None:
     """Whatever the settings name, it alone is looked at, or quantised."""
     for command in (["doctor"], ["weights", "quantize"]):
