@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from bench_models import SCALES, build_checker, count_parameters
-from bench_report import Row, append, describe_machine, describe_versions, heading, table
+from bench_report import Row, describe_machine, describe_versions, publish, table
 from bench_rig import Case, Rig, Run, median_ratio, run_pairs
 
 from pipelines.safety import load_checker
@@ -45,10 +45,7 @@ def main() -> int:
         f"{parameters[1]:.1f} M, 512x512, {options.steps} steps, float32, medians of "
         f"{options.pairs} pairs. {describe_machine(load_before)}. {describe_versions()}."
     )
-    text = "\n".join([*heading("cpu"), about, "", *table(rows), ""])
-    print(text)
-    if options.append:
-        append(text)
+    publish("cpu", about, table(rows), to_file=options.append)
     return 1 if any(held is False for *_, held in rows) else 0
 
 

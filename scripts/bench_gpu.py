@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from bench_models import SCALES
-from bench_report import append, describe_machine, describe_versions, heading
+from bench_report import describe_machine, describe_versions, publish
 from bench_rig import Case, Rig, Run
 
 from pipelines.flux2 import Flux2
@@ -63,10 +63,7 @@ def main() -> int:
         f"TFLOP/s in {dtype}, {rates.eight_bit:.0f} in fp8. {describe_machine(load_before)}. "
         f"{describe_versions()}."
     )
-    text = "\n".join([*heading("gpu"), about, "", *write_table(rows), ""])
-    print(text)
-    if options.append:
-        append(text)
+    publish("gpu", about, write_table(rows), to_file=options.append)
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from bench_models import SCALES, build_checker, count_parameters
-from bench_report import Row, append, describe_machine, describe_versions, heading, table
+from bench_report import Row, describe_machine, describe_versions, publish, table
 from bench_rig import Case, Rig, Run, run_pairs
 
 from pipelines.safety import load_checker
@@ -42,10 +42,7 @@ def main() -> int:
         f"steps, float32, medians of {options.pairs} pairs. {describe_machine(load_before)}. "
         f"{describe_versions()}."
     )
-    text = "\n".join([*heading("previews"), about, "", *table(rows), ""])
-    print(text)
-    if options.append:
-        append(text)
+    publish("previews", about, table(rows), to_file=options.append)
     return 1 if any(held is False for *_, held in rows) else 0
 
 

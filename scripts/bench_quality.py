@@ -14,7 +14,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import torch
-from bench_report import append, describe_machine, describe_versions, heading
+from bench_report import describe_machine, describe_versions, publish
 from PIL import Image
 
 from pipelines.acceleration import compute_mask
@@ -65,10 +65,7 @@ def main() -> int:
         f"against `none`. {describe_machine(load_before)}. {describe_versions()}."
     )
     table = ["| level | PSNR, median and least | SSIM, median and least |", "|---|---|---|", *rows]
-    text = "\n".join([*heading("quality"), about, "", *table, ""])
-    print(text)
-    if options.append:
-        append(text)
+    publish("quality", about, table, to_file=options.append)
     return 0
 
 

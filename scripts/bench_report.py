@@ -117,6 +117,14 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def publish(name: str, about: str, lines: Sequence[str], *, to_file: bool) -> None:
+    """Print a benchmark's section, and append it to the report if that is wanted."""
+    text = "\n".join([*heading(name), about, "", *lines, ""])
+    print(text)
+    if to_file:
+        append(text)
+
+
 def append(section: str) -> None:
     """Add a section to the report."""
     with REPORT.open("a", encoding="utf-8") as report:
